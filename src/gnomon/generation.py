@@ -1,0 +1,87 @@
+"""What a generation gives back: plain frozen values that cross the facade's door. No torch, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "content_filter", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token with its log-probability (before penalties, bias, masks and temperature) and the best alternatives.
+
+    text: the token for display; bytes: its exact bytes; logprob is None for the first token of a prompt.
+    """
+
+    token_id: int
+    text: str
+    bytes: bytes
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens in and out. cached_tokens: how many prompt tokens came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished text. id: the same in the response and the ledger; seed: as given, or as made."""
+
+    id: str
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: FinishReason
+    seed: int
+    fingerprint: str
+    usage: Usage
+    index: int = 0
+    prompt_logprobs: list[TokenLogprob] | None = None
+    findings: tuple[Mapping[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one streamed choice. The last one of a choice has finish_reason and usage."""
+
+    id: str
+    index: int
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    seed: int = 0
+    fingerprint: str = ""
+    findings: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is: logprob is the sum over its tokens (natural logarithm)."""
+
+    logprob: float
+    tokens: list[TokenLogprob]
+
+    @property
+    def perplexity(self) -> float:
+        import math
+
+        return math.exp(-self.logprob / len(self.tokens))

@@ -1,0 +1,614 @@
+"""The facade: text in, text out, over checkpoint + network + engine + stages.
+
+`gnomon.load(ref)` gives a Model; its methods are sync, async and streaming views of one submission path, so that the
+command line, the server, recipes and programs all get the same tokens. Knows nothing of HTTP or terminals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from gnomon.arch.network import Network, build_network
+from gnomon.capability import Origin, Registry, StageContext, Stages
+from gnomon.engine.request import Finished, Request, SamplingParams
+from gnomon.engine.runner import PagedRunner
+from gnomon.engine.worker import EngineStats, EngineWorker
+from gnomon.errors import ChatTemplateError, GnomonError, PromptError, UnsupportedModel, UsageError
+from gnomon.generation import Chunk, Generation, Score, TokenLogprob
+from gnomon.kernels import operators
+from gnomon.kernels.profile import NumericProfile
+from gnomon.models.chat import ChatTemplate
+from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.reference import open_checkpoint
+from gnomon.models.tokenizer import Tokenizer
+from gnomon.models.zoo import DEFAULT_MODEL
+from gnomon.session import SessionInfo, TextSession, describe_token
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gnomon.arch.encoder import Encoder
+    from gnomon.sampling.options import SamplingOptions
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+PROFILES = ("fp32", "bf16", "int8", "gguf")
+DEFAULT_RAW_TOKENS = 256
+"""max_tokens of a raw prompt, which has no end of turn to stop at; a chat goes to the end of the context."""
+
+
+def load(
+    ref: str | Path | None = None,
+    *,
+    profile: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    chat_template: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    kv_memory: int | None = None,
+    max_sequences: int = 64,
+    token_budget: int = 256,
+    max_context: int | None = None,
+    kernel: str | None = None,
+) -> Model:
+    """Open a model by reference; a missing free zoo model is fetched, with progress.
+
+    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file; default smollm2-135m-instruct.
+    profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
+    kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
+    max_context: refuse longer sequences than this, below the model's own limit.
+    Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
+    """
+    if device not in (None, "cpu"):
+        raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
+    chosen = _profile_name(profile, dtype)
+    source, own_defaults = _resolve(ref if ref is not None else DEFAULT_MODEL)
+    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
+    merged = {**own_defaults, **(defaults or {})}
+    template = chat_template if chat_template is not None else merged.pop("chat_template", None)
+    merged.pop("chat_template", None)
+    if checkpoint.config.get("architectures", [""])[0] in ENCODERS:
+        from gnomon.arch.encoder import build_encoder
+
+        return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged)
+    ops = operators(chosen, kernel=kernel, threads=threads)
+    network = build_network(checkpoint, ops)
+    profile_of = NumericProfile.of(checkpoint.identity, network, ops)
+    worker = start_engine(
+        network,
+        fingerprint=profile_of.fingerprint,
+        kv_memory=kv_memory,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+        max_context=max_context,
+    )
+    return Model(
+        checkpoint, network=network, worker=worker, profile=profile_of, defaults=merged, chat_template=template
+    )
+
+
+ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
+
+
+class Model:
+    """One loaded model. Thread-safe; a context manager; close() frees its memory.
+
+    Options of generate, chat and stream are the registry's: temperature, top_p, seed, stop, logit_bias, ... and one
+    key per installed capability.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        network: Network | None = None,
+        worker: EngineWorker | None = None,
+        encoder: Encoder | None = None,
+        profile: NumericProfile | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.name = checkpoint.name
+        self.network = network
+        self.encoder = encoder
+        self.profile = profile
+        self.registry = Registry.installed()
+        self.defaults = dict(defaults or {})
+        self._worker = worker
+        self._template_source = chat_template if chat_template is not None else checkpoint.chat_template
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self.registry.parse({}, Origin.RECIPE, self.defaults)  # a wrong default is an error at load, not at first use
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self.checkpoint.tokenizer()
+            return self._tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Names everything that can change a bit of the output: `system_fingerprint` in responses."""
+        return self.profile.fingerprint if self.profile else "fp_" + self.checkpoint.identity[:12]
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.worker.max_context
+
+    @property
+    def worker(self) -> EngineWorker:
+        if self._closed:
+            raise UsageError(f"The model `{self.name}` was closed.")
+        if self._worker is None:
+            raise UnsupportedModel(f"`{self.name}` is an embedding model: it cannot generate text.", hint="Use embed().")
+        return self._worker
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template. Raises ChatTemplateError when the model has none."""
+        if self._template_source is None:
+            raise ChatTemplateError(
+                f"`{self.name}` has no chat template.",
+                hint="Give one (`--chat-template FILE`, `chat_template:` in the recipe, "
+                "gnomon.load(..., chat_template=...)), or use a raw prompt: `gnomon generate`, /v1/completions.",
+            )
+        if self._template is None:
+            tokenizer = self.tokenizer
+            bos = tokenizer.bos_token_id
+            eos = min(tokenizer.eos_token_ids, default=None)
+            self._template = ChatTemplate(
+                self._template_source,
+                bos_token=tokenizer.token_text(bos) if bos is not None else "",
+                eos_token=tokenizer.token_text(eos) if eos is not None else "",
+            )
+        return self._template
+
+    def stats(self) -> EngineStats:
+        return self.worker.stats()
+
+    # -- text ---------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: Prompt, **options: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], **options: Any) -> list[Generation]: ...
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Generation | list[Generation]:
+        """Continue a prompt (text or token ids), or several at once in one batch.
+
+        Returns one Generation, or a list when several prompts were given or n > 1 (n per prompt, in order).
+        """
+        prompts, several = _prompts(prompt)
+        handles = [self.submit(one, options) for one in prompts]
+        results = [generation for handle in handles for generation in handle.collect()]
+        return results if several or len(results) > 1 else results[0]
+
+    def chat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
+        """Answer a conversation through the model's chat template. A string is one user message."""
+        results = self.submit(self.render(messages), options, chat=True).collect()
+        return results if len(results) > 1 else results[0]
+
+    def stream(self, prompt: Prompt | Messages, **options: Any) -> Iterator[Chunk]:
+        """Like generate (str or ids) or chat (messages), chunk by chunk. Closing the iterator cancels the request."""
+        ids, chat = self._stream_input(prompt)
+        return iter(self.submit(ids, options, chat=chat))
+
+    async def agenerate(self, prompt: Prompt, **options: Any) -> Generation | list[Generation]:
+        """generate(), awaitable. Cancelling the task cancels the request."""
+        return await self.submit(prompt, options).acollect()
+
+    async def achat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
+        """chat(), awaitable."""
+        return await self.submit(self.render(messages), options, chat=True).acollect()
+
+    def astream(self, prompt: Prompt | Messages, **options: Any) -> AsyncIterator[Chunk]:
+        """stream(), asynchronous."""
+        ids, chat = self._stream_input(prompt)
+        return self.submit(ids, options, chat=chat).chunks()
+
+    def render(self, messages: str | Messages, **variables: Any) -> list[int]:
+        """A conversation as token ids through the chat template; special-token text in contents stays plain text."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.template.render_ids(self.tokenizer, [dict(message) for message in messages], **variables)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A raw prompt as token ids, with the model's BOS; ids pass unchanged."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise PromptError("The prompt is empty.", hint="Give at least one character.", param="prompt")
+            try:
+                prompt.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise PromptError(f"The prompt is not valid Unicode at character {error.start}.", param="prompt") from None
+            return self.tokenizer.encode(prompt)
+        return list(prompt)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        options: Mapping[str, Any],
+        *,
+        chat: bool = False,
+        origin: Origin = Origin.PYTHON,
+        id_prefix: str = "gen",
+    ) -> Submission:
+        """The one path every generation takes. Parses the options once, builds the stages, hands n requests over."""
+        worker = self.worker
+        parsed = self.registry.parse(options, origin, self.defaults)
+        sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
+        ids = self.encode(prompt)
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        params = self._sampling_params(sampling, seed, len(ids), chat)
+        context = StageContext(self.tokenizer, self.name, seed, load)
+        submission = Submission(self, f"{id_prefix}-{secrets.token_hex(12)}", len(ids))
+        echo = self.tokenizer.decode(ids) if sampling.echo else ""
+        requests = []
+        for index in range(sampling.n):
+            stages = self.registry.stages(parsed, context)
+            info = SessionInfo(submission.id, index, seed, self.fingerprint)
+            session = TextSession(
+                self.tokenizer,
+                stages.stream,
+                info,
+                submission.put,
+                want_logprobs=sampling.logprobs is not None,
+                echo=echo,
+            )
+            requests.append(_request(submission, index, ids, params, stages, session, prompt_logprobs=bool(echo)))
+        submission.requests = [request.id for request in requests]
+        for request in requests:
+            worker.submit(request)
+        return submission
+
+    def _sampling_params(self, o: SamplingOptions, seed: int, prompt_tokens: int, chat: bool) -> SamplingParams:
+        room = self.max_context - prompt_tokens
+        limit = o.max_tokens if o.max_tokens is not None else (room if chat else min(room, DEFAULT_RAW_TOKENS))
+        return SamplingParams(
+            temperature=o.temperature,
+            top_k=max(o.top_k, 0),
+            top_p=o.top_p,
+            min_p=o.min_p,
+            repetition_penalty=o.repetition_penalty,
+            frequency_penalty=o.frequency_penalty,
+            presence_penalty=o.presence_penalty,
+            seed=seed % 2**64,
+            max_tokens=limit,
+            min_tokens=o.min_tokens,
+            stop_token_ids=frozenset(o.stop_token_ids),
+            ignore_eos=o.ignore_eos,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            logprobs=o.logprobs,
+            prompt_logprobs=o.logprobs if o.echo else None,
+        )
+
+    def _stream_input(self, prompt: Prompt | Messages) -> tuple[Prompt, bool]:
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            return self.render(prompt), True  # type: ignore[arg-type]
+        return prompt, False  # type: ignore[return-value]
+
+    # -- numbers ------------------------------------------------------------------------------------------------
+
+    def logits(self, prompt: Prompt) -> Tensor:
+        """Next-token logits after every prompt token -> [T, V] float32."""
+        return self.worker.logits(self.encode(prompt))
+
+    def score(self, prompt: Prompt, continuation: str) -> Score:
+        """How likely the continuation is after the prompt, token by token (teacher-forced)."""
+        import torch
+
+        ids = self.encode(prompt)
+        target = self.tokenizer.encode(continuation, add_special_tokens=False)
+        if not target:
+            raise PromptError("The continuation is empty.", param="continuation")
+        rows = self.worker.logits(ids + target)[len(ids) - 1 : -1]
+        logprobs = torch.log_softmax(rows, dim=-1).gather(1, torch.tensor(target)[:, None])[:, 0].tolist()
+        tokens = [describe_token(self.tokenizer, t, value) for t, value in zip(target, logprobs, strict=True)]
+        return Score(sum(logprobs), tokens)
+
+    def embed(self, texts: str | Sequence[str]) -> Tensor:
+        """Sentence embeddings, L2-normalised -> [n, C] (a single text: [C]).
+
+        An embedding model pools as it was trained to; a decoder gives the mean of its final hidden states.
+        """
+        import torch
+
+        many = [texts] if isinstance(texts, str) else list(texts)
+        if not many or any(not text for text in many):
+            raise PromptError("A text to embed is empty.", param="input")
+        if self.encoder is not None:
+            vectors = self.encoder.embed(many)
+        else:
+            pooled = [self.worker.hidden(self.encode(text)).mean(dim=0) for text in many]
+            vectors = torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that `embed` would use for each text."""
+        if self.encoder is not None:
+            return self.encoder.token_counts(list(texts))
+        return [len(self.encode(text)) for text in texts]
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def module(self) -> Iterator[Any]:
+        """The transformers module over the same tensors (no second copy), for gradients, hooks and interventions.
+
+        On exit the engine sees what changed: tensors are rehashed, the fingerprint renewed, the prefix cache flushed.
+        While the context is open no generation step runs. Raises UsageError for profiles whose weights are packed.
+        """
+        from gnomon.arch.module import hf_module
+
+        if self.network is None:
+            raise UnsupportedModel(f"`{self.name}` has no generating network.")
+        network = self.network
+        with self.worker.paused():
+            module = hf_module(network, self.checkpoint)
+            before = {name: _tensor_hash(tensor) for name, tensor in network.tensors().items()}
+            try:
+                yield module
+            finally:
+                changed = {
+                    name: digest
+                    for name, tensor in network.tensors().items()
+                    if (digest := _tensor_hash(tensor)) != before[name]
+                }
+                if changed and self.profile is not None:
+                    self.profile = self.profile.with_changed_weights(changed)
+                    self.worker.weights_changed(self.profile.fingerprint)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel what runs, stop the engine's thread, free the memory. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = self.network = self.encoder = None
+        self.checkpoint.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name} {self.profile.dtype if self.profile else 'encoder'} {self.fingerprint}>"
+
+
+class Submission:
+    """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
+
+    def __init__(self, model: Model, id: str, prompt_tokens: int) -> None:
+        self.model = model
+        self.id = id
+        self.prompt_tokens = prompt_tokens
+        self.requests: list[str] = []
+        self._queue: queue.SimpleQueue[Chunk | GnomonError] = queue.SimpleQueue()
+        self._listener: Callable[[Chunk | GnomonError], None] | None = None
+        self._lock = threading.Lock()
+        self._open = 0
+
+    def put(self, item: Chunk | GnomonError) -> None:
+        """Called on the engine's thread."""
+        with self._lock:
+            if self._listener is not None:
+                self._listener(item)
+            else:
+                self._queue.put(item)
+
+    def cancel(self) -> None:
+        for request in self.requests:
+            self.model._worker and self.model._worker.cancel(request)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        left = len(self.requests)
+        try:
+            while left:
+                item = self._queue.get()
+                if isinstance(item, GnomonError):
+                    raise item
+                left -= item.finish_reason is not None
+                yield item
+        finally:
+            if left:
+                self.cancel()
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """The chunks, asynchronously; leaving early cancels the requests within a token."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Chunk | GnomonError] = asyncio.Queue()
+
+        def listener(item: Chunk | GnomonError) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        with self._lock:
+            while not self._queue.empty():
+                inbox.put_nowait(self._queue.get())
+            self._listener = listener
+        left = len(self.requests)
+        try:
+            while left:
+                item = await inbox.get()
+                if isinstance(item, GnomonError):
+                    raise item
+                left -= item.finish_reason is not None
+                yield item
+        finally:
+            if left:
+                self.cancel()
+
+    def collect(self) -> list[Generation]:
+        """Wait for all choices, in index order."""
+        gathered: dict[int, list[Chunk]] = {}
+        for chunk in self:
+            gathered.setdefault(chunk.index, []).append(chunk)
+        return [join(gathered[index]) for index in sorted(gathered)]
+
+    async def acollect_all(self) -> list[Generation]:
+        """collect(), awaitable."""
+        gathered: dict[int, list[Chunk]] = {}
+        async for chunk in self.chunks():
+            gathered.setdefault(chunk.index, []).append(chunk)
+        return [join(gathered[index]) for index in sorted(gathered)]
+
+    async def acollect(self) -> Generation | list[Generation]:
+        results = await self.acollect_all()
+        return results if len(results) > 1 else results[0]
+
+
+def join(chunks: Sequence[Chunk]) -> Generation:
+    """One choice's chunks as a finished Generation."""
+    last = chunks[-1]
+    if last.finish_reason is None or last.usage is None:
+        raise GnomonError("The stream of a choice ended without a finish reason.")
+    with_logprobs = any(chunk.logprobs is not None for chunk in chunks)
+    prompt: list[TokenLogprob] | None = next((c.prompt_logprobs for c in chunks if c.prompt_logprobs), None)
+    return Generation(
+        id=last.id,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        logprobs=[t for chunk in chunks for t in chunk.logprobs or ()] if with_logprobs else None,
+        finish_reason=last.finish_reason,
+        seed=last.seed,
+        fingerprint=last.fingerprint,
+        usage=last.usage,
+        index=last.index,
+        prompt_logprobs=prompt,
+        findings=tuple(finding for chunk in chunks for finding in chunk.findings),
+    )
+
+
+def _request(
+    submission: Submission,
+    index: int,
+    ids: list[int],
+    params: SamplingParams,
+    stages: Stages,
+    session: TextSession,
+    *,
+    prompt_logprobs: bool,
+) -> Request:
+    def on_finish(finished: Finished) -> None:
+        final = session.on_finish(finished)
+        submission.put(finished.error if finished.error is not None else final)
+
+    return Request(
+        id=f"{submission.id}/{index}",
+        prompt_ids=ids,
+        sampling=params,
+        stream_index=index,
+        fuse=stages.fuse,
+        bias=stages.bias,
+        mask=stages.mask,
+        on_token=session.on_token,
+        on_prompt=session.on_prompt if prompt_logprobs else None,
+        on_finish=on_finish,
+    )
+
+
+def start_engine(
+    network: Network,
+    *,
+    fingerprint: str,
+    kv_memory: int | None = None,
+    max_sequences: int = 64,
+    token_budget: int = 256,
+    max_context: int | None = None,
+) -> EngineWorker:
+    """An engine thread over a network, with key-value pages for what it may run at once."""
+    from gnomon.kernels.batch import PAGE
+
+    context = min(network.max_context, max_context or network.max_context)
+    per_sequence = -(-context // PAGE)
+    if kv_memory is None:
+        wanted = per_sequence * max_sequences * network.page_bytes
+        kv_memory = max(per_sequence * network.page_bytes, min(wanted, _free_memory() // 4))
+    pages = kv_memory // network.page_bytes
+    if pages < 1:
+        raise UsageError(
+            f"kv_memory {kv_memory} bytes holds no page ({network.page_bytes} bytes each).", param="kv_memory"
+        )
+    return EngineWorker(
+        PagedRunner(network, page_count=pages, max_context=context),
+        fingerprint=fingerprint,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+    )
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free now; 4 GiB where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def _profile_name(profile: str | None, dtype: Any) -> str:
+    """The numeric profile's name from `profile=` or its alias `dtype=` (a name or a torch dtype)."""
+    if profile is not None and dtype is not None and profile != _spelling(dtype):
+        raise UsageError(f"profile `{profile}` and dtype `{dtype}` disagree.", param="dtype")
+    name = _spelling(profile if profile is not None else dtype if dtype is not None else "fp32")
+    if name not in PROFILES:
+        raise UsageError(f"Unknown profile `{name}`.", hint=f"Known: {', '.join(PROFILES)}.", param="profile")
+    return name
+
+
+def _spelling(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "auto": "fp32"}.get(name, name)
+
+
+def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
+    """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults."""
+    from gnomon.capability import load_attribute
+
+    for capability in Registry.installed().capabilities.values():
+        if capability.resolver and (found := load_attribute(capability.resolver)(ref)) is not None:
+            return found.model, dict(found.defaults)
+    return ref, {}
+
+
+def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """(the prompts, whether a list of them was given). A list of ints is one prompt of token ids."""
+    if isinstance(prompt, str):
+        return [prompt], False
+    items = list(prompt)
+    if not items:
+        raise PromptError("The list of prompts is empty.", param="prompt")
+    if all(isinstance(item, int) for item in items):
+        return [items], False  # type: ignore[list-item]
+    return items, True  # type: ignore[return-value]
+
+
+def _tensor_hash(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes."""
+    import hashlib
+
+    import torch
+
+    data = tensor.detach().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(memoryview(data.reshape(-1))).hexdigest()

@@ -1,0 +1,163 @@
+"""TextSession: one choice's tokens in, safe text out.
+
+Owns the incremental detokeniser and the StreamStages that stand behind the engine's `on_token` call (stop strings,
+guard, reask). Tokens past a cut never appear in text, usage or logprobs. Runs on the engine's thread; knows nothing
+of queues, servers or other choices.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from gnomon.capability import Released, StreamStage
+from gnomon.engine.request import Decision, Finished, PromptLogprob, TokenEvent
+from gnomon.generation import Chunk, FinishReason, TokenLogprob, Usage
+from gnomon.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What every chunk of one choice carries."""
+
+    id: str
+    index: int
+    seed: int
+    fingerprint: str
+
+
+class _Pending(NamedTuple):
+    """A token whose text lies at [begin, end) of the detokenised text and is not reported yet."""
+
+    begin: int
+    end: int
+    event: TokenEvent
+
+
+class TextSession:
+    """Turns token events into chunks and decides when the text ends."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stages: Sequence[StreamStage],
+        info: SessionInfo,
+        emit: Callable[[Chunk], None],
+        *,
+        want_logprobs: bool = False,
+        skip_special_tokens: bool = True,
+        echo: str = "",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stages = list(stages)
+        self.info = info
+        self.emit = emit
+        self.want_logprobs = want_logprobs
+        self.detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+        self.length = 0  # characters detokenised so far
+        self.settled = [0] * len(self.stages)  # per stage: characters of its input that are decided
+        self.pending: deque[_Pending] = deque()  # tokens not yet reported
+        self.reported_tokens = 0
+        self.reason: FinishReason | None = None
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        self.echo = echo
+
+    def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
+        """Log-probabilities of the prompt's own tokens, before the first token."""
+        self.prompt_logprobs = [
+            describe_token(self.tokenizer, item.token_id, item.logprob, item.top) for item in prompt
+        ]
+
+    def on_token(self, event: TokenEvent) -> Decision:
+        """One sampled token: pass its text through the stages, let out what may leave."""
+        text = self.detokenizer.push(event.token_id)
+        self._add(event, text)
+        released = self._through(text) if text else Released()
+        if released.cut is not None:
+            self._end_at(released)
+            self._send(released, len(self.pending))
+            return Decision.finish(released.reason)
+        self._send(released, self._settled_tokens())
+        return Decision.CONTINUE
+
+    def on_finish(self, finished: Finished) -> Chunk:
+        """The engine is done with this choice: let out what was held, and say why it ended."""
+        released = Released()
+        if self.reason is None:
+            self.reason = "cancelled" if finished.reason == "error" else finished.reason
+            released = self._through(self.detokenizer.finish(), closing=True)
+            if released.cut is not None:
+                self._end_at(released)
+        chunk = self._chunk(released, self._take(len(self.pending)))
+        usage = Usage(finished.prompt_tokens, self.reported_tokens, finished.cached_tokens)
+        return replace(chunk, finish_reason=self.reason, usage=usage)
+
+    def _add(self, event: TokenEvent, text: str) -> None:
+        begin, self.length = self.length, self.length + len(text)
+        self.pending.append(_Pending(begin, self.length, event))
+
+    def _through(self, text: str, *, closing: bool = False) -> Released:
+        """Push text through the stages in order; a stage that ends the text closes those behind it."""
+        findings: tuple[Mapping[str, Any], ...] = ()
+        cut: int | None = None
+        reason: Literal["stop", "content_filter"] = "stop"
+        for place, stage in enumerate(self.stages):
+            results = [stage.push(text)] if text else []
+            if closing and not (results and results[0].cut is not None):
+                results.append(stage.finish())
+            text = "".join(result.text for result in results)
+            for result in results:
+                findings += result.findings
+                self.settled[place] += len(result.text) if result.settled is None else result.settled
+                if result.cut is not None:
+                    cut, reason, closing = result.cut, result.reason, True
+            if not text and not closing:
+                break
+        return Released(text, cut=cut, reason=reason, findings=findings)
+
+    def _end_at(self, released: Released) -> None:
+        """The text ends at released.cut: tokens that lie wholly past it never happened."""
+        self.reason = released.reason
+        cut = released.cut or 0
+        self.pending = deque(p for p in self.pending if p.begin < cut or (p.begin == p.end and p.end < cut))
+
+    def _settled_tokens(self) -> int:
+        """How many pending tokens have all their text decided by every stage."""
+        limit = min(self.settled, default=self.length)
+        return sum(1 for p in self.pending if p.end <= limit)
+
+    def _take(self, count: int) -> list[TokenEvent]:
+        self.reported_tokens += count
+        return [self.pending.popleft().event for _ in range(count)]
+
+    def _send(self, released: Released, token_count: int) -> None:
+        tokens = self._take(token_count)
+        if released.text or tokens or released.findings:
+            self.emit(self._chunk(released, tokens))
+
+    def _chunk(self, released: Released, tokens: list[TokenEvent]) -> Chunk:
+        prompt, self.prompt_logprobs = self.prompt_logprobs, None
+        echo, self.echo = self.echo, ""
+        return Chunk(
+            id=self.info.id,
+            index=self.info.index,
+            text=echo + released.text,
+            token_ids=[event.token_id for event in tokens],
+            logprobs=[describe_token(self.tokenizer, e.token_id, e.logprob, e.top) for e in tokens]
+            if self.want_logprobs
+            else None,
+            prompt_logprobs=prompt,
+            seed=self.info.seed,
+            fingerprint=self.info.fingerprint,
+            findings=released.findings,
+        )
+
+
+def describe_token(
+    tokenizer: Tokenizer, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]] = ()
+) -> TokenLogprob:
+    """A token with its text, bytes and alternatives."""
+    alternatives = tuple(describe_token(tokenizer, other, value) for other, value in top)
+    return TokenLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob, alternatives)
