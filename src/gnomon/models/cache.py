@@ -1,0 +1,44 @@
+"""Where fetched and derived files live, and how they come to be whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def cache_dir() -> Path:
+    """$GNOMON_HOME, else $XDG_CACHE_HOME/gnomon, else ~/.cache/gnomon."""
+    if home := os.environ.get("GNOMON_HOME"):
+        return Path(home).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gnomon"
+
+
+def models_dir() -> Path:
+    return cache_dir() / "models"
+
+
+def offline() -> bool:
+    """GNOMON_OFFLINE=1 forbids every fetch."""
+    return os.environ.get("GNOMON_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its final name complete and synced, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
