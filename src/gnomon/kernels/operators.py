@@ -47,6 +47,9 @@ class Operators(Protocol):
     dtype: str
     """"fp32" | "bf16" | "int8" | "gguf": how weights are held and multiplied."""
 
+    def description(self) -> dict[str, object]:
+        """What, besides weights and dtype, can change a bit: kernel version, or library versions and CPU class."""
+
     def linear_weight(self, weight: Tensor | QuantizedTensor) -> LinearWeight:
         """Lay out an [N, K] weight for `linear`. Raises UnsupportedModel for a block type the profile cannot run."""
 

@@ -1,0 +1,167 @@
+"""One decoder for the Llama family and its relatives: Llama, SmolLM, Mistral, Qwen 2/2.5/3, Gemma 3.
+
+Driven by DecoderConfig, running on the canonical operators, on one packed ragged batch. What a family does
+differently is a switch here, not a subclass.
+Legend: T packed tokens, C hidden channels, H query heads, G key-value heads, D head size, R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnomon.arch.config import DecoderConfig, LayerConfig
+from gnomon.arch.network import Pages
+from gnomon.arch.rotary import RotarySpec, RotaryTable
+from gnomon.arch.weights import Projection, WeightLoader
+from gnomon.errors import UsageError
+from gnomon.kernels.batch import PAGE, RaggedBatch
+from gnomon.kernels.operators import Operators
+from gnomon.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights. The two `post` norms and the head norms exist in some families only."""
+
+    config: LayerConfig
+    attention_norm: Tensor
+    query_key_value: Projection
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    attention_out: Projection
+    post_attention_norm: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Projection
+    down: Projection
+    post_mlp_norm: Tensor | None
+
+
+class Decoder:
+    """Implements `Network`."""
+
+    def __init__(self, checkpoint: Checkpoint, operators: Operators) -> None:
+        config = DecoderConfig.from_hf(checkpoint.config)
+        self.architecture: str = checkpoint.config["architectures"][0]
+        self.config = config
+        self.operators = operators
+        self.vocab_size = config.vocab_size
+        self.hidden_size = config.hidden_size
+        self.max_context = config.max_context
+        self.page_bytes = 2 * 4 * len(config.layers) * config.kv_heads * PAGE * config.head_dim
+        loader = WeightLoader(checkpoint, operators)
+        self.embedding = loader.table("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.layers = [_load_layer(loader, config, i) for i in range(len(config.layers))]
+        add_one = config.family.norm_plus_one
+        self.final_norm = loader.vector("model.norm.weight", config.hidden_size, add_one=add_one)
+        self.head = (
+            self.embedding if config.tied else loader.table("lm_head.weight", config.vocab_size, config.hidden_size)
+        )
+        self.embedding_scale = math.sqrt(config.hidden_size) if config.family.scaled_embedding else None
+        self.rotary = {layer.rotary: RotaryTable(layer.rotary) for layer in config.layers}
+        self._live = loader.live
+
+    def new_pages(self, count: int) -> Pages:
+        shape = (count, self.config.kv_heads, PAGE, self.config.head_dim)
+        return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]
+
+    @torch.inference_mode()
+    def forward(self, batch: RaggedBatch, pages: Pages) -> Tensor:
+        ops, config = self.operators, self.config
+        turns = {spec: table.at(batch.positions_T) for spec, table in self.rotary.items()}
+        residual_TC = ops.embedding(self.embedding, batch.token_ids_T)
+        if self.embedding_scale is not None:
+            residual_TC = residual_TC * torch.tensor(self.embedding_scale, dtype=torch.float32)
+        normed_TC = ops.rms_norm(residual_TC, self.layers[0].attention_norm, config.norm_eps)
+        for index, layer in enumerate(self.layers):
+            mixed_TC = self._attention(layer, normed_TC, batch, pages[index], turns)
+            if layer.post_attention_norm is not None:
+                mixed_TC = ops.rms_norm(mixed_TC, layer.post_attention_norm, config.norm_eps)
+            normed_TC, residual_TC = ops.add_rms_norm(mixed_TC, residual_TC, layer.mlp_norm, config.norm_eps)
+            fed_TC = self._mlp(layer, normed_TC)
+            if layer.post_mlp_norm is not None:
+                fed_TC = ops.rms_norm(fed_TC, layer.post_mlp_norm, config.norm_eps)
+            last = index + 1 == len(self.layers)
+            following = self.final_norm if last else self.layers[index + 1].attention_norm
+            normed_TC, residual_TC = ops.add_rms_norm(fed_TC, residual_TC, following, config.norm_eps)
+        return normed_TC
+
+    def _attention(
+        self,
+        layer: Layer,
+        normed_TC: Tensor,
+        batch: RaggedBatch,
+        pages: tuple[Tensor, Tensor],
+        turns: dict[RotarySpec, tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        ops, c = self.operators, self.config
+        rows = normed_TC.shape[0]
+        joined = layer.query_key_value(normed_TC).view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
+        query_THD, key_TGD, value_TGD = (p.contiguous() for p in joined.split([c.heads, c.kv_heads, c.kv_heads], dim=1))
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query_THD = ops.rms_norm(query_THD, layer.query_norm, c.norm_eps)
+            key_TGD = ops.rms_norm(key_TGD, layer.key_norm, c.norm_eps)
+        cos, sin = turns[layer.config.rotary]
+        query_THD, key_TGD = ops.rotary(query_THD, cos, sin), ops.rotary(key_TGD, cos, sin)
+        keys, values = pages
+        ops.write_pages(key_TGD, value_TGD, keys, values, batch)
+        mixed = ops.attention(
+            query_THD,
+            keys,
+            values,
+            batch,
+            scale=c.attention_scale,
+            window=layer.config.window,
+            softcap=c.attention_softcap,
+        )
+        return layer.attention_out(mixed)
+
+    def _mlp(self, layer: Layer, normed_TC: Tensor) -> Tensor:
+        gate_up = layer.gate_up(normed_TC)
+        gated = self.operators.silu_mul if self.config.activation == "silu" else self.operators.gelu_mul
+        return layer.down(gated(gate_up))
+
+    @torch.inference_mode()
+    def logits(self, hidden_RC: Tensor) -> Tensor:
+        logits_RV = self.operators.linear(hidden_RC, self.head)
+        cap = self.config.final_softcap
+        return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.operators.dtype not in ("fp32", "bf16"):
+            raise UsageError(
+                f"The profile `{self.operators.dtype}` packs its weights, so they cannot be shared or changed in place.",
+                hint="Load with profile='fp32' or 'bf16'.",
+                param="profile",
+            )
+        return dict(self._live)
+
+
+def _load_layer(loader: WeightLoader, c: DecoderConfig, index: int) -> Layer:
+    """One layer's tensors by their Hugging Face names."""
+    at, family = f"model.layers.{index}", c.family
+    hidden, q_size, kv_size = c.hidden_size, c.heads * c.head_dim, c.kv_heads * c.head_dim
+
+    def norm(name: str, size: int = hidden) -> Tensor:
+        return loader.vector(f"{at}.{name}.weight", size, add_one=family.norm_plus_one)
+
+    qkv = [f"{at}.self_attn.{name}_proj" for name in ("q", "k", "v")]
+    sandwich = family.sandwich_norms
+    return Layer(
+        config=c.layers[index],
+        attention_norm=norm("input_layernorm"),
+        query_key_value=loader.projection(qkv, [q_size, kv_size, kv_size], hidden, bias=c.attention_bias),
+        query_norm=norm("self_attn.q_norm", c.head_dim) if family.head_norms else None,
+        key_norm=norm("self_attn.k_norm", c.head_dim) if family.head_norms else None,
+        attention_out=loader.projection([f"{at}.self_attn.o_proj"], [hidden], q_size, bias=c.output_bias),
+        post_attention_norm=norm("post_attention_layernorm") if sandwich else None,
+        mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+        gate_up=loader.projection(
+            [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"], [c.intermediate_size] * 2, hidden, bias=c.mlp_bias
+        ),
+        down=loader.projection([f"{at}.mlp.down_proj"], [hidden], c.intermediate_size, bias=c.mlp_bias),
+        post_mlp_norm=norm("post_feedforward_layernorm") if sandwich else None,
+    )

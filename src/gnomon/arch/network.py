@@ -1,0 +1,56 @@
+"""Network: what the engine's runner drives, and how a checkpoint becomes one.
+
+Token ids and pages in, hidden states and logits out. Knows nothing of requests or text.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gnomon.arch.config import FAMILIES
+from gnomon.kernels.batch import RaggedBatch
+from gnomon.kernels.operators import Operators
+from gnomon.models.checkpoint import Checkpoint
+
+Pages = list[tuple[Tensor, Tensor]]
+"""Per layer: keys and values, float32 [pages, G, PAGE, D]."""
+
+
+class Network(Protocol):
+    """A decoder. Legend: T packed tokens, R rows, C hidden channels, V vocabulary."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    max_context: int
+    page_bytes: int
+    """Bytes of one page over all layers."""
+
+    def new_pages(self, count: int) -> Pages:
+        """Zeroed pages for `count` x PAGE tokens."""
+
+    def forward(self, batch: RaggedBatch, pages: Pages) -> Tensor:
+        """Run the batch's tokens, writing their keys and values -> final hidden states [T, C], norm applied."""
+
+    def logits(self, hidden_RC: Tensor) -> Tensor:
+        """-> [R, V] float32."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Hugging Face name -> a view of the live weight. Raises UsageError for packed profiles."""
+
+
+def build_network(checkpoint: Checkpoint, operators: Operators) -> Network:
+    """The decoder for a checkpoint: ours where the family is known, otherwise transformers' (slower, and it says so).
+
+    Raises UnsupportedModel, CheckpointError for a missing or misshapen tensor, MissingExtra.
+    """
+    architecture = (checkpoint.config.get("architectures") or [""])[0]
+    if architecture in FAMILIES:
+        from gnomon.arch.decoder import Decoder
+
+        return Decoder(checkpoint, operators)
+    from gnomon.arch.transformers_network import TransformersNetwork
+
+    return TransformersNetwork(checkpoint, operators)

@@ -1,0 +1,99 @@
+"""Weights on their way from a checkpoint into a network: fused, checked, and still visible under their own names.
+
+Several projections of one input are laid out as one [sum N, K] weight, so that one product does them all; the
+original tensors remain views of its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnomon.errors import CheckpointError
+from gnomon.kernels.operators import LinearWeight, Operators, QuantizedTensor
+from gnomon.models.checkpoint import Checkpoint, missing_tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """y = x W^T + b, where W may lie in several parts (quantised parts of different types cannot be joined)."""
+
+    parts: tuple[LinearWeight, ...]
+    biases: tuple[Tensor | None, ...]
+    operators: Operators
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """[T, K] -> [T, N]."""
+        outputs = [self.operators.linear(x_TK, w, b) for w, b in zip(self.parts, self.biases, strict=True)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+class WeightLoader:
+    """Takes tensors out of a checkpoint by name, checking shapes; remembers every live tensor by its name."""
+
+    def __init__(self, checkpoint: Checkpoint, operators: Operators) -> None:
+        self.checkpoint = checkpoint
+        self.operators = operators
+        self.live: dict[str, Tensor] = {}
+
+    def vector(self, name: str, size: int, *, add_one: bool = False) -> Tensor:
+        """A norm weight or bias, float32. add_one: for networks whose norms multiply by 1 + w."""
+        tensor = self._tensor(name, (size,)).to(torch.float32).clone()
+        if self.operators.dtype == "bf16":
+            tensor = tensor.to(torch.bfloat16).to(torch.float32)
+        if add_one:
+            return tensor + 1.0
+        self.live[name] = tensor
+        return tensor
+
+    def table(self, name: str, rows: int, columns: int) -> LinearWeight:
+        """One [N, K] weight on its own (the embedding, the head)."""
+        return self._weights([name], [rows], columns)[0]
+
+    def projection(self, names: list[str], sizes: list[int], k: int, *, bias: bool) -> Projection:
+        """Projections of one input, `names` without their ".weight" / ".bias"."""
+        parts = self._weights([f"{name}.weight" for name in names], sizes, k)
+        if not bias:
+            return Projection(parts, (None,) * len(parts), self.operators)
+        separate = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)]
+        if len(parts) > 1:
+            return Projection(parts, tuple(separate), self.operators)
+        joined = torch.cat(separate)
+        for name, piece in zip(names, joined.split(sizes), strict=True):
+            self.live[f"{name}.bias"] = piece
+        return Projection(parts, (joined,), self.operators)
+
+    def _weights(self, names: list[str], sizes: list[int], k: int) -> tuple[LinearWeight, ...]:
+        """One joined weight, or one per name where the profile keeps the file's own blocks."""
+        if self.operators.dtype == "gguf":
+            blocks = [self._quantized(name, (size, k)) for name, size in zip(names, sizes, strict=True)]
+            return tuple(self.operators.linear_weight(block) for block in blocks)
+        joined = torch.empty(sum(sizes), k)
+        for name, size, rows in zip(names, sizes, joined.split(sizes), strict=True):
+            rows.copy_(self._tensor(name, (size, k)))
+        weight = self.operators.linear_weight(joined)
+        if weight.tensor is not None:
+            for name, rows in zip(names, weight.tensor.split(sizes), strict=True):
+                self.live[name] = rows
+        return (weight,)
+
+    def _quantized(self, name: str, shape: tuple[int, int]) -> QuantizedTensor | Tensor:
+        """The file's own blocks; a tensor that the file keeps plain comes as float32."""
+        self._check(name, shape)
+        blocks = self.checkpoint.quantized(name)
+        return blocks if blocks is not None else self.checkpoint[name].float()
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self._check(name, shape)
+        return self.checkpoint[name]
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if name not in self.checkpoint:
+            raise missing_tensor(self.checkpoint, name)
+        found = tuple(self.checkpoint.info(name).shape)
+        if found != shape:
+            raise CheckpointError(
+                f"{self.checkpoint.reference}: tensor `{name}` has shape {found}, its config asks for {shape}."
+            )
