@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from gnomon.errors import UsageError
 from gnomon.generation import Generation, TokenLogprob
 from gnomon.serve import sse
-from gnomon.serve.body import read_json
+from gnomon.serve.body import read_json, schema
 from gnomon.serve.generating import Generating, logprob_entry, options_of, usage_of
 from gnomon.serve.protocol import ChatBody, parse
 from gnomon.serve.state import state_of
@@ -21,7 +21,7 @@ from gnomon.serve.state import state_of
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=read_json.schema(ChatBody))
+@router.post("/v1/chat/completions", openapi_extra=schema(ChatBody))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation; with `stream: true` as server-sent events."""
     body = parse(ChatBody, await read_json(request))

@@ -1,0 +1,183 @@
+"""What several commands share: capability flags, opening the model that the settings name, JSON output, tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gnomon.config import Settings
+    from gnomon.model import Model
+
+LOADING = (
+    click.Option(["--profile"], help="Numeric profile: fp32, bf16, int8 or gguf."),
+    click.Option(["--threads"], type=int, help="CPU threads; default: the CPUs really available."),
+    click.Option(["--device"], help="Where it runs: cpu."),
+    click.Option(["--chat-template"], help="A Jinja chat template file, in place of the model's own."),
+)
+ENGINE_KEYS = ("kv_memory", "max_sequences", "token_budget", "max_context")
+
+
+def loading_options() -> list[click.Parameter]:
+    """Flags that say how a model is opened."""
+    return list(LOADING)
+
+
+def capability_flags(*, leave_out: Sequence[str] = ()) -> list[click.Parameter]:
+    """One flag per option field of each inline capability, and `--NAME VALUE` for every other one."""
+    from gnomon.capability import Registry
+
+    registry = Registry.installed()
+    flags: list[click.Parameter] = []
+    for name, (_, info) in registry.inline_fields().items():
+        if name not in leave_out:
+            flags.append(_flag(name, info))
+    for capability in registry.capabilities.values():
+        if not capability.inline and capability.options is not None:
+            flags.append(click.Option([f"--{capability.name}"], help=f"{capability.help} (JSON, @file or short form)"))
+    return flags
+
+
+def _flag(name: str, info: Any) -> click.Option:
+    spelled = "--" + name.replace("_", "-")
+    kind, many = _kind(info.annotation)
+    text = info.description or ""
+    if kind is bool:
+        return click.Option([spelled, name], is_flag=True, default=None, help=text)
+    names = [spelled, name]
+    if name == "temperature":
+        names.insert(1, "-t")
+    return click.Option(names, type=kind, multiple=many, default=None, help=text)
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """A pydantic annotation as a click type, and whether the flag may be repeated."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(annotation) if option is not type(None)]
+        return _kind(inner[0])
+    if origin is list:
+        return _kind(typing.get_args(annotation)[0])[0], True
+    if annotation in (int, float, bool):
+        return annotation, False
+    return str, False
+
+
+def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The capability options among a command's values, parsed from their command-line forms."""
+    from gnomon.capability import Registry
+
+    registry = Registry.installed()
+    keys = set(registry.keys())
+    options: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in keys or value is None or value == ():
+            continue
+        if isinstance(value, str) and (name in registry.capabilities or value[:1] in "{["):
+            value = registry.parse_text(name, value) if name in registry.capabilities else json_value(name, value)
+        options[name] = list(value) if isinstance(value, tuple) else value
+    return options
+
+
+def json_value(name: str, text: str) -> Any:
+    from gnomon.errors import UsageError
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--{name}: not valid JSON: {error}.", param=name) from None
+
+
+def merged_settings(ref: str | None, values: Mapping[str, Any], **more: Any) -> Settings:
+    """All sources merged; a recipe given as REF stands in for ./gnomon.yaml."""
+    from gnomon.config import settings
+
+    recipe = Path(ref) if ref is not None and ref.endswith((".yaml", ".yml")) and _is_recipe(Path(ref)) else None
+    flags = {key: values.get(key) for key in ("profile", "threads", "device", "chat_template")}
+    if ref is not None and recipe is None:
+        flags["model"] = ref
+    return settings({**flags, **more}, recipe)
+
+
+def _is_recipe(path: Path) -> bool:
+    from gnomon.recipe import read_yaml
+
+    content = read_yaml(path)
+    return not isinstance(content, dict) or "gnomon" in content or "model" in content
+
+
+def open_model(settings: Settings, ref: str | None = None) -> Model:
+    """The model that the settings name (or another reference, opened the same way)."""
+    from gnomon.model import load
+    from gnomon.recipe import read_template
+
+    recipe = settings.recipe
+    template = read_template(Path(recipe.chat_template)) if recipe.chat_template else None
+    model = load(
+        ref or recipe.model,
+        profile=recipe.profile,
+        threads=recipe.threads,
+        device=recipe.device,
+        chat_template=template,
+        defaults=settings.options,
+        **{key: getattr(recipe.engine, key) for key in ENGINE_KEYS},
+    )
+    if recipe.name and ref is None:
+        model.name = recipe.name
+    return model
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table for people: rich on a terminal, tab-separated when piped."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join("" if cell is None else str(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def read_prompt(text: str | None) -> str:
+    """A prompt argument, or standard input for `-` (and when nothing is given and input is piped)."""
+    from gnomon.errors import PromptError
+
+    if text not in (None, "-"):
+        if text == "":
+            raise PromptError("The prompt is empty.", hint="Give a text, or - to read standard input.")
+        return str(text)
+    if text is None and sys.stdin.isatty():
+        raise PromptError("No prompt given.", hint='Try: gnomon generate "The capital of France is"')
+    raw = sys.stdin.buffer.read()
+    try:
+        prompt = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"Standard input is not valid UTF-8 at byte {error.start}.") from None
+    if not prompt.strip():
+        raise PromptError("Standard input is empty.")
+    return prompt
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
