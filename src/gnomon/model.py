@@ -22,7 +22,7 @@ from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineStats, EngineWorker
 from gnomon.errors import ChatTemplateError, GnomonError, PromptError, UnsupportedModel, UsageError
 from gnomon.generation import Chunk, Generation, Score, TokenLogprob
-from gnomon.kernels import operators
+from gnomon.kernels import make_operators
 from gnomon.kernels.profile import NumericProfile
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.checkpoint import Checkpoint
@@ -80,9 +80,9 @@ def load(
         from gnomon.arch.encoder import build_encoder
 
         return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged)
-    ops = operators(chosen, kernel=kernel, threads=threads)
+    ops = make_operators(chosen, kernel=kernel, threads=threads)
     network = build_network(checkpoint, ops)
-    profile_of = NumericProfile.of(checkpoint.identity, network, ops)
+    profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
     worker = start_engine(
         network,
         fingerprint=profile_of.fingerprint,
@@ -179,6 +179,11 @@ class Model:
             )
         return self._template
 
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template_source is not None
+
     def stats(self) -> EngineStats:
         return self.worker.stats()
 
@@ -256,7 +261,7 @@ class Model:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         params = self._sampling_params(sampling, seed, len(ids), chat)
         context = StageContext(self.tokenizer, self.name, seed, load)
-        submission = Submission(self, f"{id_prefix}-{secrets.token_hex(12)}", len(ids))
+        submission = Submission(self, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
         for index in range(sampling.n):
@@ -398,15 +403,15 @@ class Model:
 class Submission:
     """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
 
-    def __init__(self, model: Model, id: str, prompt_tokens: int) -> None:
+    def __init__(self, model: Model, id: str, seed: int, prompt_tokens: int) -> None:
         self.model = model
         self.id = id
+        self.seed = seed
         self.prompt_tokens = prompt_tokens
         self.requests: list[str] = []
         self._queue: queue.SimpleQueue[Chunk | GnomonError] = queue.SimpleQueue()
         self._listener: Callable[[Chunk | GnomonError], None] | None = None
         self._lock = threading.Lock()
-        self._open = 0
 
     def put(self, item: Chunk | GnomonError) -> None:
         """Called on the engine's thread."""

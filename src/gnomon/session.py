@@ -71,7 +71,9 @@ class TextSession:
         ]
 
     def on_token(self, event: TokenEvent) -> Decision:
-        """One sampled token: pass its text through the stages, let out what may leave."""
+        """One sampled token: pass its text through the stages, let out what may leave. An end token is no text."""
+        if event.ends == "stop":
+            return Decision.CONTINUE
         text = self.detokenizer.push(event.token_id)
         self._add(event, text)
         released = self._through(text) if text else Released()

@@ -1,4 +1,4 @@
-"""Canonical operators: `operators(dtype)` gives the best implementation this machine has."""
+"""Canonical operators: `make_operators(dtype)` gives the best implementation this machine has."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gnomon.kernels.threads import available_threads
 if TYPE_CHECKING:
     from gnomon.kernels.operators import Operators
 
-__all__ = ["available_threads", "native_reason", "operators"]
+__all__ = ["available_threads", "make_operators", "native_reason"]
 log = logging.getLogger("gnomon.kernels")
 
 
-def operators(dtype: str, *, kernel: str | None = None, threads: int | None = None) -> Operators:
+def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None = None) -> Operators:
     """Operators for a profile. kernel (or GNOMON_KERNEL): "native" | "torch"; default: native when it was built."""
     choice = kernel or os.environ.get("GNOMON_KERNEL")
     if choice not in (None, "native", "torch"):

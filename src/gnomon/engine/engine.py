@@ -1,0 +1,273 @@
+"""The engine: requests in, tokens out, one ragged batch per step.
+
+Knows token ids only. A request's tokens and log-probabilities depend on its prompt, parameters and seed alone: never
+on its neighbours, the chunking, cache hits or preemption. Not thread-safe: worker.py gives it a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gnomon.engine.logprobs import Logprobs
+from gnomon.engine.pages import PagePool
+from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogprob, Request, TokenEvent
+from gnomon.engine.runner import Runner
+from gnomon.engine.sampler import Draw, RequestSampler
+from gnomon.engine.scheduler import Scheduler, Work
+from gnomon.engine.sequence import Sequence
+from gnomon.errors import ContextLengthExceeded, EngineFailure, GnomonError, OutOfMemory, PromptError
+from gnomon.kernels.batch import PAGE, Span
+
+log = logging.getLogger("gnomon.engine")
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and what is in the engine now."""
+
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    steps: int
+    largest_batch: int
+    cached_tokens: int
+    preemptions: int
+
+
+class Engine:
+    """Requests, a scheduler, a runner."""
+
+    def __init__(
+        self, runner: Runner, *, fingerprint: str = "", max_sequences: int = 64, token_budget: int = 256
+    ) -> None:
+        self.runner = runner
+        self.pool = PagePool(runner.page_count, fingerprint)
+        self.scheduler = Scheduler(self.pool, max_sequences=max_sequences, token_budget=token_budget)
+        self.sequences: dict[str, Sequence] = {}
+        self.steps = 0
+        self.largest_batch = 0
+        self._arrivals = 0
+
+    def step(self) -> bool:
+        """Compute one batch. False when there was nothing to do."""
+        self._drop_cancelled()
+        work = self.scheduler.schedule()
+        if not work:
+            return False
+        rows = self._run(work)
+        for (sequence, count), logits_RV in zip(work, rows, strict=False):
+            self._advance(sequence, count, logits_RV)
+        return True
+
+    def submit(self, request: Request) -> None:
+        """Take a request. Raises what `check` raises."""
+        self.check(request)
+        self._arrivals += 1
+        keys = self.pool.chain(request.prompt_ids, request.cache_salt)
+        sampler = RequestSampler(request, self.runner.vocab_size)
+        sequence = Sequence(self._arrivals, request, sampler, keys)
+        self.sequences[request.id] = sequence
+        self.scheduler.add(sequence)
+
+    def check(self, request: Request) -> None:
+        """Raises PromptError, ContextLengthExceeded or OutOfMemory for a request that could never run."""
+        prompt, most = request.prompt_ids, self.runner.max_context
+        self.check_prompt(prompt)
+        total = len(prompt) + request.sampling.max_tokens
+        if len(prompt) >= most and request.sampling.max_tokens > 0:
+            raise ContextLengthExceeded(
+                f"The prompt has {len(prompt)} tokens; the context of {most} leaves no room for an answer.",
+                param="messages",
+            )
+        if total > most:
+            raise ContextLengthExceeded(
+                f"The prompt's {len(prompt)} tokens and max_tokens {request.sampling.max_tokens} make {total}; "
+                f"the context holds {most}.",
+                param="max_tokens",
+            )
+        pages = -(-total // PAGE)
+        if pages > self.pool.count:
+            raise OutOfMemory(
+                f"{total} tokens need {pages} pages of keys and values; the engine has {self.pool.count}.",
+                hint="Lower max_tokens, or give the engine more kv_memory.",
+                param="max_tokens",
+            )
+
+    def check_prompt(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise PromptError("The prompt is empty.", param="prompt")
+        size = self.runner.vocab_size
+        bad = next((token for token in prompt if not 0 <= token < size), None)
+        if bad is not None:
+            raise PromptError(f"Token id {bad} is outside the vocabulary 0..{size - 1}.", param="prompt")
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step; unknown or finished ones are ignored."""
+        if (sequence := self.sequences.get(request_id)) is not None:
+            sequence.cancelled = True
+
+    def cancel_all(self) -> None:
+        """End every request now."""
+        for sequence in self.sequences.values():
+            sequence.cancelled = True
+        self._drop_cancelled()
+
+    def stats(self) -> EngineStats:
+        s = self.scheduler
+        return EngineStats(
+            running=len(s.running),
+            waiting=len(s.waiting),
+            pages_used=self.pool.used,
+            pages_total=self.pool.count,
+            steps=self.steps,
+            largest_batch=self.largest_batch,
+            cached_tokens=s.cached_tokens,
+            preemptions=s.preemptions,
+        )
+
+    def weights_changed(self, fingerprint: str) -> None:
+        """Nothing computed with the old weights may be used again; running requests start over."""
+        for sequence in list(self.scheduler.running):
+            self.scheduler.remove(sequence)
+            self.scheduler.add(sequence)
+        self.pool.flush(fingerprint)
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """Logits after every token of a text -> [T, V]."""
+        return torch.cat([rows for piece in self._pieces(token_ids, "all") for rows in self.runner.step([piece])])
+
+    def hidden(self, token_ids: list[int]) -> Tensor:
+        """Final hidden states of a text -> [T, C]."""
+        return torch.cat([rows for piece in self._pieces(token_ids, "none") for rows in self.runner.hidden([piece])])
+
+    def _pieces(self, token_ids: list[int], wants: str) -> Iterator[Span]:
+        """A text in chunks of the token budget, on pages of its own that are given back afterwards."""
+        self.check_prompt(token_ids)
+        if len(token_ids) > self.runner.max_context:
+            raise ContextLengthExceeded(
+                f"The text has {len(token_ids)} tokens; the context holds {self.runner.max_context}.", param="input"
+            )
+        needed = -(-len(token_ids) // PAGE)
+        if needed > self.pool.available:
+            raise OutOfMemory(f"{len(token_ids)} tokens need {needed} pages; {self.pool.available} are free now.")
+        self._arrivals += 1
+        pages = [page for page in (self.pool.allocate() for _ in range(needed)) if page is not None]
+        try:
+            for start in range(0, len(token_ids), self.scheduler.token_budget):
+                chunk = token_ids[start : start + self.scheduler.token_budget]
+                yield Span(self._arrivals, chunk, start, pages, wants)
+        finally:
+            self.pool.release(pages)
+            self.runner.release(self._arrivals)
+
+    def _run(self, work: Work) -> list[Tensor]:
+        """The batch through the runner; if that fails, its requests end with the failure and the engine lives on."""
+        self.steps += 1
+        self.largest_batch = max(self.largest_batch, len(work))
+        try:
+            return self.runner.step([sequence.span(count) for sequence, count in work])
+        except Exception as error:
+            log.exception("A step of %d sequences failed", len(work))
+            failure = EngineFailure(f"A step of the engine failed: {type(error).__name__}: {error}.")
+            for sequence, _ in work:
+                self._finish(sequence, "error", failure)
+            return []
+
+    def _advance(self, sequence: Sequence, count: int, logits_RV: Tensor) -> None:
+        """Book a sequence's computed tokens; when all are, draw the next one."""
+        try:
+            self._note_prompt(sequence, count, logits_RV)
+            before = sequence.full_pages
+            sequence.computed += count
+            for place in range(before, min(sequence.full_pages, len(sequence.keys))):
+                ids = sequence.tokens[place * PAGE : (place + 1) * PAGE]
+                self.pool.keep(sequence.pages[place], sequence.keys[place], ids)
+            if sequence.pending == 0:
+                self._generate(sequence, logits_RV[-1])
+        except GnomonError as error:
+            self._finish(sequence, "error", error)
+        except Exception as error:
+            log.exception("Request %s failed", sequence.request.id)
+            self._finish(sequence, "error", EngineFailure(f"The request failed: {type(error).__name__}: {error}."))
+
+    def _generate(self, sequence: Sequence, logits_V: Tensor) -> None:
+        """Draw a token, tell the request, do as it decides."""
+        params = sequence.request.sampling
+        if params.max_tokens == 0:
+            self._finish(sequence, "length")
+            return
+        draw: Draw = sequence.sampler.draw(logits_V)
+        index = len(sequence.sampler.generated)
+        sequence.sampler.accept(draw.token_id)
+        sequence.tokens.append(draw.token_id)
+        ends: Literal["stop", "length"] | None = None
+        if draw.token_id in params.ends:
+            ends = "stop"
+        elif index + 1 == params.max_tokens:
+            ends = "length"
+        event = TokenEvent(sequence.request.id, index, draw.token_id, draw.logprob, draw.top, ends)
+        decision: Decision = sequence.request.on_token(event)
+        if decision.kind == "rollback":
+            self._roll_back(sequence, decision.count)
+        elif decision.kind != "continue":
+            self._finish(sequence, decision.reason or "stop", decision.error)
+        elif ends is not None:
+            self._finish(sequence, ends)
+
+    def _roll_back(self, sequence: Sequence, count: int) -> None:
+        """Forget the last tokens; their keys and values are overwritten when the positions are computed again."""
+        if not 0 < count <= len(sequence.sampler.generated):
+            raise EngineFailure(f"A rollback of {count} tokens, where {len(sequence.sampler.generated)} were generated.")
+        sequence.sampler.rollback(count)
+        del sequence.tokens[-count:]
+        sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
+
+    def _note_prompt(self, sequence: Sequence, count: int, logits_RV: Tensor) -> None:
+        """Log-probabilities of the prompt's own tokens, delivered before the first generated one."""
+        request = sequence.request
+        alternatives, end = request.sampling.prompt_logprobs, len(request.prompt_ids)
+        if alternatives is None or sequence.computed >= end:
+            return
+        noted = sequence.prompt_logprobs
+        if sequence.computed == 0:
+            noted.append(PromptLogprob(request.prompt_ids[0], None))
+        for row, following in enumerate(range(sequence.computed + 1, sequence.computed + count + 1)):
+            if following < end:
+                token = request.prompt_ids[following]
+                logprobs = Logprobs.of(logits_RV[row].numpy(), alternatives)
+                noted.append(PromptLogprob(token, logprobs.of_token(token), logprobs.top))
+        if sequence.computed + count >= end and request.on_prompt is not None and not sequence.sampler.generated:
+            request.on_prompt(list(noted))
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [s for s in self.sequences.values() if s.cancelled]:
+            self._finish(sequence, "cancelled")
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: GnomonError | None = None) -> None:
+        """Free everything, then tell the request; called once per request."""
+        if self.sequences.pop(sequence.request.id, None) is None:
+            return
+        self.scheduler.remove(sequence)
+        self.runner.release(sequence.number)
+        finished = Finished(
+            reason,
+            error,
+            prompt_tokens=len(sequence.request.prompt_ids),
+            completion_tokens=len(sequence.sampler.generated),
+            cached_tokens=sequence.cached_tokens,
+        )
+        _tell(sequence.request.on_finish, finished)
+
+
+def _tell(on_finish: Callable[[Finished], None], finished: Finished) -> None:
+    try:
+        on_finish(finished)
+    except Exception:
+        log.exception("on_finish failed")  # it is the caller's; the engine goes on

@@ -1,0 +1,60 @@
+"""The runner: spans of tokens in, rows of logits out. PagedRunner drives a Network over its pages.
+
+Other runners (several models behind one virtual vocabulary, recurrent networks) stand behind the same protocol.
+Legend: R rows, V vocabulary, T tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gnomon.arch.network import Network
+from gnomon.kernels.batch import RaggedBatch, Span
+
+
+class Runner(Protocol):
+    """What the engine needs of a model."""
+
+    vocab_size: int
+    max_context: int
+    page_count: int
+
+    def step(self, spans: list[Span]) -> list[Tensor]:
+        """Compute the spans; per span the logits [R, V] of the rows it wants."""
+
+    def hidden(self, spans: list[Span]) -> list[Tensor]:
+        """Compute the spans; per span the final hidden states [T, C]."""
+
+    def release(self, sequence: int) -> None:
+        """This sequence is over, or starts again from the beginning."""
+
+
+class PagedRunner:
+    """One network and its key-value pages."""
+
+    def __init__(self, network: Network, *, page_count: int, max_context: int | None = None) -> None:
+        self.network = network
+        self.vocab_size = network.vocab_size
+        self.max_context = max_context or network.max_context
+        self.page_count = page_count
+        self.pages = network.new_pages(page_count)
+
+    def step(self, spans: list[Span]) -> list[Tensor]:
+        batch = RaggedBatch.build(spans)
+        hidden_TC = self.network.forward(batch, self.pages)
+        if not len(batch.wanted_rows_R):
+            return [hidden_TC.new_empty(0, self.vocab_size) for _ in spans]
+        logits_RV = self.network.logits(hidden_TC[batch.wanted_rows_R])
+        return list(logits_RV.split(batch.wanted_counts))
+
+    def hidden(self, spans: list[Span]) -> list[Tensor]:
+        batch = RaggedBatch.build(spans)
+        hidden_TC = self.network.forward(batch, self.pages)
+        return list(hidden_TC.split([len(span.token_ids) for span in spans]))
+
+    def release(self, sequence: int) -> None:
+        """Pages are the pool's business; a network with caches of its own is told."""
+        if (release := getattr(self.network, "release", None)) is not None:
+            release(sequence)

@@ -1,0 +1,138 @@
+"""The worker: an engine on a thread of its own, fed from any thread.
+
+Idle it sleeps. Callbacks of requests run on its thread; submitting and cancelling are thread-safe and immediate.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor
+
+from gnomon.engine.engine import Engine, EngineStats
+from gnomon.engine.request import Request
+from gnomon.engine.runner import Runner
+from gnomon.errors import NotReady
+
+Result = TypeVar("Result")
+__all__ = ["EngineStats", "EngineWorker"]
+
+
+class EngineWorker:
+    """Owns one Engine."""
+
+    def __init__(
+        self, runner: Runner, *, fingerprint: str = "", max_sequences: int = 64, token_budget: int = 256
+    ) -> None:
+        self._engine = Engine(
+            runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget
+        )
+        self.max_context = runner.max_context
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="gnomon-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises at once what could never run; NotReady after close()."""
+        self._engine.check(request)
+
+        def enter() -> None:
+            self._engine.submit(request)
+
+        self._post(enter)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step. Harmless when it has ended."""
+        with self._wake:
+            if not self._closing:
+                self._inbox.append(lambda: self._engine.cancel(request_id))
+                self._wake.notify()
+
+    def run_exclusive(self, function: Callable[[], Result]) -> Result:
+        """Run a function on the engine's thread between two steps, and give back what it returns or raises."""
+        future: Future[Result] = Future()
+
+        def enter() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._post(enter)
+        return future.result()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step runs inside the block."""
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            entered.set()
+            leave.wait()
+
+        self._post(hold)
+        entered.wait()
+        try:
+            yield
+        finally:
+            leave.set()
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """Logits after every token of a text -> [T, V]."""
+        return self.run_exclusive(lambda: self._engine.logits(token_ids))
+
+    def hidden(self, token_ids: list[int]) -> Tensor:
+        """Final hidden states of a text -> [T, C]."""
+        return self.run_exclusive(lambda: self._engine.hidden(token_ids))
+
+    def weights_changed(self, fingerprint: str) -> None:
+        """Flush what was computed with the old weights."""
+        self._post(lambda: self._engine.weights_changed(fingerprint))
+
+    def stats(self) -> EngineStats:
+        """A snapshot; counters only, so it needs no pause. What waits in the inbox counts as waiting."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Cancel everything and join the thread. Idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            if self._closing:
+                raise NotReady("The engine was closed.")
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _loop(self) -> None:
+        busy = False
+        while True:
+            with self._wake:
+                while not (busy or self._inbox or self._closing):
+                    self._wake.wait()
+                if self._closing:
+                    break
+                actions = list(self._inbox)
+                self._inbox.clear()
+            for action in actions:
+                action()
+            busy = self._engine.step()
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Every request gets its end, queued ones included."""
+        for action in list(self._inbox):
+            action()
+        self._engine.cancel_all()
+
