@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class Decoder:
 
     def new_pages(self, count: int) -> Pages:
         shape = (count, self.config.kv_heads, PAGE, self.config.head_dim)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]
+        return [(lazy_zeros(shape), lazy_zeros(shape)) for _ in self.layers]
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch, pages: Pages) -> Tensor:
@@ -138,6 +139,11 @@ class Decoder:
                 param="profile",
             )
         return dict(self._live)
+
+
+def lazy_zeros(shape: tuple[int, ...]) -> Tensor:
+    """Zeros that take no memory until they are written: numpy asks the system for zeroed pages, torch fills them."""
+    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def _load_layer(loader: WeightLoader, c: DecoderConfig, index: int) -> Layer:

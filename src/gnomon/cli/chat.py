@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import click
-
 from gnomon.cli import common
 from gnomon.errors import GnomonError, UsageError
 
@@ -202,22 +200,21 @@ def _begin(client: Any, options: dict[str, Any], system: str | None) -> None:
     _loop(Conversation(client, options, system))
 
 
-app = click.Command(
-    "chat",
-    callback=_run,
-    help="""Talk to REF (default: smollm2-135m-instruct), or to a running server with --url.
+app = common.command(
+    _run,
+    [
+        common.argument("ref", "Model reference or recipe."),
+        common.option("system", str | None, "System prompt."),
+        common.option("url", str | None, "An OpenAI-compatible server, instead of loading the model here."),
+        common.option("api_key", str | None, "That server's key.", envvar="GNOMON_API_KEY"),
+        *common.loading_options(),
+        *common.capability_flags(leave_out=("n", "echo", "logprobs")),
+    ],
+    """Talk to REF (default: smollm2-135m-instruct), or to a running server with --url.
 
     \b
     gnomon chat
     gnomon chat -t 0.7 --system "Answer in one sentence."
     gnomon chat --url http://127.0.0.1:8000/v1
     """,
-    params=[
-        click.Argument(["ref"], required=False),
-        click.Option(["--system"], help="System prompt."),
-        click.Option(["--url"], help="An OpenAI-compatible server, instead of loading the model here."),
-        click.Option(["--api-key"], envvar="GNOMON_API_KEY", help="That server's key."),
-        *common.loading_options(),
-        *common.capability_flags(leave_out=("n", "echo", "logprobs")),
-    ],
 )

@@ -2,63 +2,83 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import typer
 
 if TYPE_CHECKING:
     from gnomon.config import Settings
     from gnomon.model import Model
 
-LOADING = (
-    click.Option(["--profile"], help="Numeric profile: fp32, bf16, int8 or gguf."),
-    click.Option(["--threads"], type=int, help="CPU threads; default: the CPUs really available."),
-    click.Option(["--device"], help="Where it runs: cpu."),
-    click.Option(["--chat-template"], help="A Jinja chat template file, in place of the model's own."),
-)
 ENGINE_KEYS = ("kv_memory", "max_sequences", "token_budget", "max_context")
+Parameter = inspect.Parameter
 
 
-def loading_options() -> list[click.Parameter]:
+def command(run: Callable[..., None], parameters: Sequence[Parameter], help: str) -> typer.Typer:
+    """A command whose parameters are known only when it is loaded (capabilities bring theirs). run gets them by name."""
+
+    def callback(**values: Any) -> None:
+        run(**values)
+
+    callback.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=inspect.cleandoc(help), context_settings={"max_content_width": 100})(callback)
+    return app
+
+
+def option(name: str, kind: Any, help: str, *spellings: str, default: Any = None, **more: Any) -> Parameter:
+    """One flag. spellings: without any, --name."""
+    names = spellings or ("--" + name.replace("_", "-"),)
+    info = typer.Option(default, *names, help=help, show_default=False, **more)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=info, annotation=kind)
+
+
+def argument(name: str, help: str) -> Parameter:
+    """One optional positional argument."""
+    info = typer.Argument(None, help=help, show_default=False, metavar=name.upper())
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=info, annotation=str | None)
+
+
+def loading_options() -> list[Parameter]:
     """Flags that say how a model is opened."""
-    return list(LOADING)
+    return [
+        option("profile", str | None, "Numeric profile: fp32, bf16, int8 or gguf."),
+        option("threads", int | None, "CPU threads; default: the CPUs really available."),
+        option("device", str | None, "Where it runs: cpu."),
+        option("chat_template", str | None, "A Jinja chat template file, in place of the model's own."),
+    ]
 
 
-def capability_flags(*, leave_out: Sequence[str] = ()) -> list[click.Parameter]:
+def capability_flags(*, leave_out: Sequence[str] = ()) -> list[Parameter]:
     """One flag per option field of each inline capability, and `--NAME VALUE` for every other one."""
     from gnomon.capability import Registry
 
     registry = Registry.installed()
-    flags: list[click.Parameter] = []
-    for name, (_, info) in registry.inline_fields().items():
-        if name not in leave_out:
-            flags.append(_flag(name, info))
+    flags = [_flag(name, info) for name, (_, info) in registry.inline_fields().items() if name not in leave_out]
     for capability in registry.capabilities.values():
         if not capability.inline and capability.options is not None:
-            flags.append(click.Option([f"--{capability.name}"], help=f"{capability.help} (JSON, @file or short form)"))
+            flags.append(option(capability.name, str | None, f"{capability.help} (JSON, @file or short form)"))
     return flags
 
 
-def _flag(name: str, info: Any) -> click.Option:
-    spelled = "--" + name.replace("_", "-")
+def _flag(name: str, info: Any) -> Parameter:
     kind, many = _kind(info.annotation)
-    text = info.description or ""
+    spelled = "--" + name.replace("_", "-")
+    names = (spelled, "-t") if name == "temperature" else (spelled,)
     if kind is bool:
-        return click.Option([spelled, name], is_flag=True, default=None, help=text)
-    names = [spelled, name]
-    if name == "temperature":
-        names.insert(1, "-t")
-    return click.Option(names, type=kind, multiple=many, default=None, help=text)
+        return option(name, bool | None, info.description or "", spelled)
+    return option(name, list[kind] | None if many else kind | None, info.description or "", *names)
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
-    """A pydantic annotation as a click type, and whether the flag may be repeated."""
+    """A pydantic annotation as a flag's type, and whether the flag may be repeated."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         inner = [option for option in typing.get_args(annotation) if option is not type(None)]
@@ -78,11 +98,11 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     keys = set(registry.keys())
     options: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in keys or value is None or value == ():
+        if name not in keys or value is None or value == []:
             continue
         if isinstance(value, str) and (name in registry.capabilities or value[:1] in "{["):
             value = registry.parse_text(name, value) if name in registry.capabilities else json_value(name, value)
-        options[name] = list(value) if isinstance(value, tuple) else value
+        options[name] = value
     return options
 
 

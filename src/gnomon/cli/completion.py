@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import typer
-from click.shell_completion import get_completion_class
+from typer.completion import get_completion_script
 
 from gnomon.errors import UsageError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+SHELLS = ("bash", "zsh", "fish")
 
 
 @app.command()
 def completion(shell: str = typer.Argument(..., help="bash, zsh or fish.")) -> None:
     """Print shell completion: eval "$(gnomon completion bash)"."""
-    from gnomon.cli.main import cli
-
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise UsageError(f"Unknown shell `{shell}`.", hint="Known: bash, zsh, fish.")
-    print(kind(cli, {}, "gnomon", "_GNOMON_COMPLETE").source())
+    if shell not in SHELLS:
+        raise UsageError(f"Unknown shell `{shell}`.", hint=f"Known: {', '.join(SHELLS)}.")
+    print(get_completion_script(prog_name="gnomon", complete_var="_GNOMON_COMPLETE", shell=shell))

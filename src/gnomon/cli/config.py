@@ -8,7 +8,7 @@ import typer
 
 from gnomon.cli.common import print_json, print_table
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 
 @app.command()

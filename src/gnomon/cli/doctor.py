@@ -13,7 +13,7 @@ import typer
 
 from gnomon.cli.common import human_bytes, print_json, print_table
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 EXTRAS = {"hub": "huggingface_hub", "transformers": "transformers"}
 
 

@@ -6,8 +6,6 @@ import dataclasses
 import sys
 from typing import Any
 
-import click
-
 from gnomon.cli import common
 
 
@@ -51,23 +49,22 @@ def _plain(value: Any) -> dict[str, Any]:
     return result
 
 
-app = click.Command(
-    "generate",
-    callback=_run,
-    help="""Continue PROMPT (or standard input, for -).
+app = common.command(
+    _run,
+    [
+        common.argument("prompt", "The prompt; - or nothing reads standard input."),
+        common.option("model", str | None, "Model reference or recipe; default: the zoo's smallest.", "--model", "-m"),
+        common.option("chat", bool, "PROMPT is one user message, through the chat template.", "--chat", "-c", default=False),
+        common.option("stream", bool | None, "Print as it comes; default: on a terminal.", "--stream/--no-stream"),
+        common.option("json", bool, "The whole Generation: ids, logprobs, seed, fingerprint, usage.", default=False),
+        *common.loading_options(),
+        *common.capability_flags(),
+    ],
+    """Continue PROMPT (or standard input, for -).
 
     \b
     gnomon generate "The capital of France is" --max-tokens 8
     gnomon generate --chat "Name three colours" -t 0.7 --seed 1
     git diff | gnomon generate - -m gemma-3-270m
     """,
-    params=[
-        click.Argument(["prompt"], required=False),
-        click.Option(["--model", "-m", "model"], help="Model reference or recipe; default: smollm2-135m-instruct."),
-        click.Option(["--chat", "-c"], is_flag=True, help="PROMPT is one user message, through the chat template."),
-        click.Option(["--stream/--no-stream"], default=None, help="Print as it comes; default: on a terminal."),
-        click.Option(["--json"], is_flag=True, help="The whole Generation: ids, logprobs, seed, fingerprint, usage."),
-        *common.loading_options(),
-        *common.capability_flags(),
-    ],
 )

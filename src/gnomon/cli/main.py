@@ -11,9 +11,9 @@ import os
 import sys
 from typing import Any
 
-import click
-import typer.core
-import typer.main
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Abort, TyperException
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("gnomon.cli.serve", "Serve models over an OpenAI-compatible API, with the studio page."),
@@ -33,31 +33,31 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(typer.core.TyperGroup):
+class LazyGroup(TyperGroup):
     """Subcommands are imported when they run, so that --help stays instant."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS, *sorted(set(_capability_commands()) - set(COMMANDS))]
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in COMMANDS:
-            return _load(f"{COMMANDS[name][0]}:app", name)
-        found = _capability_commands().get(name)
-        return _load(found[0], name) if found else None
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in COMMANDS:
+            return _load(f"{COMMANDS[cmd_name][0]}:app", cmd_name)
+        found = _capability_commands().get(cmd_name)
+        return _load(found[0], cmd_name) if found else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         rows = [(name, text) for name, (_, text) in COMMANDS.items()]
         rows += [(name, text) for name, (_, text) in sorted(_capability_commands().items())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             from gnomon.capability import nearest
+            from gnomon.errors import UsageError
 
-            raise click.UsageError(f"No such command `{args[0]}`. {nearest(args[0], self.list_commands(ctx))}", ctx) from None
+            raise UsageError(f"No such command `{args[0]}`.", hint=nearest(args[0], self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
 
 
 def _capability_commands() -> dict[str, tuple[str, str]]:
@@ -68,24 +68,40 @@ def _capability_commands() -> dict[str, tuple[str, str]]:
     return {capability.name: (capability.commands, capability.help) for capability in found if capability.commands}
 
 
-def _load(path: str, name: str) -> click.Command:
+def _load(path: str, name: str) -> Any:
     module, _, attribute = path.partition(":")
-    app = getattr(importlib.import_module(module), attribute)
-    command: click.Command = app if isinstance(app, click.Command) else typer.main.get_command(app)
+    command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
     command.name = name
     return command
 
 
-@click.group(
+app = typer.Typer(
     cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="Improve open-weight language models at every seam between weights and text.\n\n"
-    "Begin with `gnomon chat`, or `gnomon serve` and open the address it prints.",
 )
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress bars, no notes.")
-@click.version_option(package_name="gnomon", prog_name="gnomon")
-def cli(debug: bool, quiet: bool) -> None:
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gnomon.version import __version__
+
+        print(f"gnomon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks and debug logs."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress bars, no notes."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Improve open-weight language models at every seam between weights and text.
+
+    Begin with `gnomon chat`, or `gnomon serve` and open the address it prints.
+    """
     if debug:
         os.environ["GNOMON_DEBUG"] = "1"
     logging.basicConfig(
@@ -107,12 +123,13 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
-        result = cli.main(args=arguments, prog_name="gnomon", standalone_mode=False)
+        result = typer.main.get_command(app).main(args=arguments, prog_name="gnomon", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Abort:
+    except Abort:
         return 130
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        if (show := getattr(error, "show", None)) is not None:
+            show()
         return error.exit_code
     except KeyboardInterrupt:
         return 130

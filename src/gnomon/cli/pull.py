@@ -8,7 +8,7 @@ import typer
 
 from gnomon.cli.common import human_bytes, print_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

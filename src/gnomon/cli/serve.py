@@ -6,11 +6,9 @@ import sys
 import time
 from typing import Any
 
-import click
-
 from gnomon.cli import common
 
-KEYS = ("host", "port", "api_key", "admin_key", "served_name", "max_body_bytes", "max_prompt_tokens", "embeddings")
+KEYS = ("host", "port", "api_key", "admin_key", "served_name", "max_body_bytes", "max_prompt_tokens", "max_waiting", "embeddings")
 
 
 def _run(ref: str | None, **values: Any) -> None:
@@ -20,7 +18,7 @@ def _run(ref: str | None, **values: Any) -> None:
     if values["no_auth"]:
         more["serve.auth"] = False
     for flag, key in (("allowed_host", "serve.allowed_hosts"), ("cors_origin", "serve.cors_origins")):
-        more[key] = list(values[flag]) or None
+        more[key] = values[flag] or None
     settings = common.merged_settings(ref, values, **more)
     options = settings.recipe.serve
 
@@ -47,33 +45,33 @@ def _run(ref: str | None, **values: Any) -> None:
     run(app, listener, options, ready)
 
 
-app = click.Command(
-    "serve",
-    callback=_run,
-    help="""Serve REF (a model reference or a recipe; default: smollm2-135m-instruct).
+app = common.command(
+    _run,
+    [
+        common.argument("ref", "Model reference or recipe."),
+        common.option("host", str | None, "Address to bind to; default 127.0.0.1."),
+        common.option("port", int | None, "Port; default 8000, 0 takes a free one.", "--port", "-p"),
+        common.option("api_key", str | None, "Clients must send it as a bearer token."),
+        common.option("admin_key", str | None, "For administrative routes; without one they are off."),
+        common.option("no_auth", bool, "Allow a public bind without a key.", default=False),
+        common.option("served_name", str | None, "The model's name in requests."),
+        common.option("embeddings", str | None, "Another model, for /v1/embeddings (e.g. minilm-l6-v2)."),
+        common.option("allowed_host", list[str] | None, "A Host header to accept besides the bound address."),
+        common.option("cors_origin", list[str] | None, "A web origin that may call from browsers."),
+        common.option("max_body_bytes", int | None, "Largest request body."),
+        common.option("max_prompt_tokens", int | None, "Largest prompt."),
+        common.option("max_waiting", int | None, "Requests that may wait before 429 is answered."),
+        common.option("kv_memory", int | None, "Bytes for keys and values."),
+        common.option("max_sequences", int | None, "Sequences decoded at once."),
+        common.option("token_budget", int | None, "Tokens computed in one step."),
+        common.option("max_context", int | None, "Longest sequence.", "--max-context", "--max-model-len"),
+        *common.loading_options(),
+    ],
+    """Serve REF (a model reference or a recipe; default: smollm2-135m-instruct).
 
     \b
     gnomon serve
     gnomon serve gemma-3-270m --port 9000 --embeddings minilm-l6-v2
     gnomon serve gnomon.yaml --api-key secret --host 0.0.0.0
     """,
-    params=[
-        click.Argument(["ref"], required=False),
-        click.Option(["--host"], help="Address to bind to; default 127.0.0.1."),
-        click.Option(["--port", "-p"], type=int, help="Port; default 8000, 0 takes a free one."),
-        click.Option(["--api-key"], help="Clients must send it as a bearer token."),
-        click.Option(["--admin-key"], help="For administrative routes; without one they are off."),
-        click.Option(["--no-auth"], is_flag=True, help="Allow a public bind without a key."),
-        click.Option(["--served-name"], help="The model's name in requests."),
-        click.Option(["--embeddings"], help="Another model, for /v1/embeddings (e.g. minilm-l6-v2)."),
-        click.Option(["--allowed-host"], multiple=True, help="A Host header to accept besides the bound address."),
-        click.Option(["--cors-origin"], multiple=True, help="A web origin that may call from browsers."),
-        click.Option(["--max-body-bytes"], type=int, help="Largest request body."),
-        click.Option(["--max-prompt-tokens"], type=int, help="Largest prompt."),
-        click.Option(["--kv-memory"], type=int, help="Bytes for keys and values."),
-        click.Option(["--max-sequences"], type=int, help="Sequences decoded at once."),
-        click.Option(["--token-budget"], type=int, help="Tokens computed in one step."),
-        click.Option(["--max-context", "--max-model-len", "max_context"], type=int, help="Longest sequence."),
-        *common.loading_options(),
-    ],
 )

@@ -7,7 +7,7 @@ import typer
 from gnomon.cli.common import print_json
 from gnomon.version import __version__
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
