@@ -369,6 +369,7 @@ class Model:
             try:
                 yield module
             finally:
+                network.refresh()
                 changed = {
                     name: digest
                     for name, tensor in network.tensors().items()

@@ -40,6 +40,9 @@ class Network(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Hugging Face name -> a view of the live weight. Raises UsageError for packed profiles."""
 
+    def refresh(self) -> None:
+        """Live weights were changed in place: bring what is derived from them up to date."""
+
 
 def build_network(checkpoint: Checkpoint, operators: Operators) -> Network:
     """The decoder for a checkpoint: ours where the family is known, otherwise transformers' (slower, and it says so).

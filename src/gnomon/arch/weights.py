@@ -37,16 +37,18 @@ class WeightLoader:
         self.checkpoint = checkpoint
         self.operators = operators
         self.live: dict[str, Tensor] = {}
+        self.plus_one: list[tuple[Tensor, Tensor]] = []  # (w, w + 1) of norms that multiply by 1 + w
 
     def vector(self, name: str, size: int, *, add_one: bool = False) -> Tensor:
         """A norm weight or bias, float32. add_one: for networks whose norms multiply by 1 + w."""
         tensor = self._tensor(name, (size,)).to(torch.float32).clone()
         if self.operators.dtype == "bf16":
             tensor = tensor.to(torch.bfloat16).to(torch.float32)
-        if add_one:
-            return tensor + 1.0
         self.live[name] = tensor
-        return tensor
+        if not add_one:
+            return tensor
+        self.plus_one.append((tensor, tensor + 1.0))
+        return self.plus_one[-1][1]
 
     def table(self, name: str, rows: int, columns: int) -> LinearWeight:
         """One [N, K] weight on its own (the embedding, the head)."""

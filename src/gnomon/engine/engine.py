@@ -70,7 +70,7 @@ class Engine:
         """Take a request. Raises what `check` raises."""
         self.check(request)
         self._arrivals += 1
-        keys = self.pool.chain(request.prompt_ids, request.cache_salt)
+        keys = self.pool.chain(request.prompt_ids, request.cache_salt) if self.runner.shares_pages else []
         sampler = RequestSampler(request, self.runner.vocab_size)
         sequence = Sequence(self._arrivals, request, sampler, keys)
         self.sequences[request.id] = sequence

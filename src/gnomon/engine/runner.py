@@ -20,6 +20,8 @@ class Runner(Protocol):
     vocab_size: int
     max_context: int
     page_count: int
+    shares_pages: bool
+    """Whether a page computed for one sequence may serve another: the prefix cache needs it."""
 
     def step(self, spans: list[Span]) -> list[Tensor]:
         """Compute the spans; per span the logits [R, V] of the rows it wants."""
@@ -39,6 +41,7 @@ class PagedRunner:
         self.vocab_size = network.vocab_size
         self.max_context = max_context or network.max_context
         self.page_count = page_count
+        self.shares_pages: bool = getattr(network, "shares_pages", True)
         self.pages = network.new_pages(page_count)
 
     def step(self, spans: list[Span]) -> list[Tensor]:
