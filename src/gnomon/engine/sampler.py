@@ -196,3 +196,8 @@ def draw_all(z_V: Array, noise: Noise) -> int:
     ids = np.flatnonzero(bound_V >= reached - MARGIN)
     scores = z_V[ids] + gumbel(u_V[ids])
     return int(ids[scores.argmax()])
+
+
+def _name(stage: LogitsStage) -> str:
+    """A stage as errors name it."""
+    return type(stage).__name__
