@@ -42,6 +42,21 @@ class _GenerationTag(Extension):
         return text
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with multiplication and powers watched: `"x" * 10**9` is a bomb too."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and not (abs(left) <= 1000 and abs(right) <= 10):
+            raise TemplateError(f"{left} ** {right} is too large")
+        if operator == "*":
+            for text, times in ((left, right), (right, left)):
+                if hasattr(text, "__len__") and isinstance(times, int) and len(text) * times > LONGEST_PROMPT:
+                    raise TemplateError("a repetition is too large")
+        return super().call_binop(context, operator, left, right)
+
+
 class ChatTemplate:
     """One model's template. Raises ChatTemplateError when it does not compile."""
 
@@ -52,7 +67,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Template:
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
         )
         environment.filters["tojson"] = _to_json

@@ -1,0 +1,70 @@
+"""The real models, greedy, against transformers' recorded ids (scripts/record_greedy_goldens.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnomon.model import Model
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("fixture", "name"), [("smollm2", "smollm2-135m-instruct"), ("gemma", "gemma-3-270m")])
+def test_greedy_ids_equal_transformers(fixture: str, name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(fixture)
+    golden = json.loads((GOLDENS / f"{name}.json").read_text())
+    assert model.checkpoint.identity == golden["identity"]
+    prompts = [run["prompt_ids"] for run in golden["runs"]]
+    assert [model.tokenizer.encode(run["prompt"]) for run in golden["runs"]] == prompts
+    results = model.generate(prompts, max_tokens=100, ignore_eos=True)
+    assert len(prompts) == 20
+    for run, result in zip(golden["runs"], results, strict=True):
+        ends = [i for i, token in enumerate(run["ids"]) if token in model.tokenizer.eos_token_ids]
+        expected = run["ids"][: ends[0]] if ends and not len(result.token_ids) == 100 else run["ids"]
+        assert result.token_ids == expected, run["prompt"]
+
+
+@pytest.mark.model
+def test_gemma_needs_its_bos_to_know_tokyo(gemma: Model) -> None:
+    assert gemma.generate("The capital of Japan is", max_tokens=1).text == " Tokyo"
+
+
+@pytest.mark.model
+def test_the_default_model_knows_paris(smollm2: Model) -> None:
+    assert "Paris" in smollm2.chat("What is the capital of France?").text  # type: ignore[union-attr]
+
+
+@pytest.mark.model
+def test_minilm_embeds_as_transformers_does_and_a_text_alone_as_in_a_batch() -> None:
+    import gnomon
+
+    transformers = pytest.importorskip("transformers")
+    texts = ["A cat sits on the mat.", "Ein Hund.", "word " * 400, "x"]
+    with gnomon.load("minilm-l6-v2") as model:
+        ours = model.embed(texts)
+        for text, row in zip(texts, ours, strict=True):
+            assert torch.equal(model.embed(text), row)
+        assert model.encoder is not None and model.count_tokens(texts)[2] == model.encoder.max_tokens
+        reference = transformers.BertModel.from_pretrained(model.checkpoint.path)
+        for text, row in zip(texts, ours, strict=True):
+            ids = torch.tensor([model.encoder.token_ids(text)])
+            with torch.no_grad():
+                hidden = reference(ids).last_hidden_state[0].mean(0)
+            assert (hidden / hidden.norm() - row).abs().max() < 1e-5
+
+
+@pytest.mark.model
+def test_batch_neighbours_and_chunking_change_no_bit_of_the_real_model(smollm2: Model) -> None:
+    options = {"max_tokens": 16, "temperature": 0.8, "seed": 11, "logprobs": 3}
+    prompt = "The history of the sundial begins"
+    alone = smollm2.generate(prompt, **options)
+    strangers = [f"{i} " + "and then " * (7 * i) for i in range(15)]
+    crowd = smollm2.generate([*strangers[:8], prompt, *strangers[8:]], **options)
+    assert crowd[8].token_ids == alone.token_ids
+    assert crowd[8].logprobs == alone.logprobs
+    assert smollm2.stats().largest_batch >= 16
