@@ -20,7 +20,7 @@ from gnomon.capability import Origin, Registry, StageContext, Stages
 from gnomon.engine.request import Finished, Request, SamplingParams
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineStats, EngineWorker
-from gnomon.errors import ChatTemplateError, GnomonError, PromptError, UnsupportedModel, UsageError
+from gnomon.errors import ChatTemplateError, ContextLengthExceeded, GnomonError, PromptError, UnsupportedModel, UsageError
 from gnomon.generation import Chunk, Generation, Score, TokenLogprob
 from gnomon.kernels import make_operators
 from gnomon.kernels.profile import NumericProfile
@@ -283,6 +283,11 @@ class Model:
 
     def _sampling_params(self, o: SamplingOptions, seed: int, prompt_tokens: int, chat: bool) -> SamplingParams:
         room = self.max_context - prompt_tokens
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"The prompt has {prompt_tokens} tokens; the context of {self.max_context} leaves no room for an answer.",
+                param="messages" if chat else "prompt",
+            )
         limit = o.max_tokens if o.max_tokens is not None else (room if chat else min(room, DEFAULT_RAW_TOKENS))
         return SamplingParams(
             temperature=o.temperature,

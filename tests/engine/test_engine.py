@@ -93,7 +93,7 @@ def test_min_tokens_holds_the_end_back() -> None:
     [
         ([], {}, PromptError, "empty"),
         ([0, 99], {}, PromptError, "99"),
-        ([0] * 200, {}, ContextLengthExceeded, "200"),
+        ([0] * 200, {}, ContextLengthExceeded, "204"),
         ([0] * 100, {"max_tokens": 150}, ContextLengthExceeded, "250"),
         ([0] * 100, {"max_tokens": 50}, OutOfMemory, "pages"),
     ],

@@ -55,6 +55,7 @@ class Engine:
         self.largest_batch = 0
         self._arrivals = 0
 
+    @torch.inference_mode()
     def step(self) -> bool:
         """Compute one batch. False when there was nothing to do."""
         self._drop_cancelled()
@@ -81,11 +82,6 @@ class Engine:
         prompt, most = request.prompt_ids, self.runner.max_context
         self.check_prompt(prompt)
         total = len(prompt) + request.sampling.max_tokens
-        if len(prompt) >= most and request.sampling.max_tokens > 0:
-            raise ContextLengthExceeded(
-                f"The prompt has {len(prompt)} tokens; the context of {most} leaves no room for an answer.",
-                param="messages",
-            )
         if total > most:
             raise ContextLengthExceeded(
                 f"The prompt's {len(prompt)} tokens and max_tokens {request.sampling.max_tokens} make {total}; "

@@ -63,9 +63,10 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         config = _read_optional(path / "tokenizer_config.json")
+        network = _read_optional(path / "config.json")
         ends = _read_optional(path / "generation_config.json").get("eos_token_id")
         if ends is None:
-            ends = _read_optional(path / "config.json").get("eos_token_id")
+            ends = network.get("eos_token_id")
         eos = {ends} if isinstance(ends, int) else set(ends or ())
         eos |= {i for i in [_token_id(backend, config.get("eos_token"))] if i is not None}
         bos = _token_id(backend, config.get("bos_token"))
@@ -77,6 +78,8 @@ class Tokenizer:
             eos_token_ids=frozenset(eos),
             special_ids=frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special),
             add_bos=bool(config.get("add_bos_token", adds_bos)) or (adds_bos and post is not None),
+            # A network's table may have more rows than the tokenizer has names.
+            vocab_size=max(backend.get_vocab_size(with_added_tokens=True), network.get("vocab_size") or 0),
         )
 
     @classmethod
