@@ -1,0 +1,116 @@
+"""The table of capabilities: every pair works together through Python, a recipe and the server, or is refused.
+
+A new capability adds its row; the pairs follow. `check` looks at the Generation that a row's options gave.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from helpers.server import serving
+
+import gnomon
+from gnomon.generation import Generation
+from gnomon.model import Model
+
+MESSAGES = [{"role": "user", "content": "abc"}]
+LETTER = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One capability, or one way of using it."""
+
+    name: str
+    options: dict[str, Any]
+    check: Callable[[Generation], bool]
+
+
+ROWS = [
+    Row("greedy", {"temperature": 0.0}, lambda g: g.finish_reason in ("stop", "length")),
+    Row("sampling", {"temperature": 1.1, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 5}, lambda g: g.seed == 5),
+    Row("penalties", {"repetition_penalty": 1.2, "presence_penalty": 0.5}, lambda g: True),
+    Row("limit", {"max_tokens": 3}, lambda g: len(g.token_ids) <= 3),
+    Row("logprobs", {"logprobs": 2}, lambda g: g.logprobs is not None and len(g.logprobs) == len(g.token_ids)),
+    Row("stop", {"stop": [LETTER]}, lambda g: LETTER not in g.text),
+    Row("logit_bias", {"logit_bias": {"5": -100.0}}, lambda g: 5 not in g.token_ids),
+    Row("min_tokens", {"min_tokens": 2, "ignore_eos": True}, lambda g: True),
+]
+PAIRS = list(itertools.combinations(ROWS, 2))
+IDS = [f"{a.name}+{b.name}" for a, b in PAIRS]
+
+
+def joined(a: Row, b: Row) -> dict[str, Any]:
+    return {"max_tokens": 8} | a.options | b.options
+
+
+@pytest.fixture(scope="module")
+def url(tiny: Model) -> Iterator[str]:
+    with serving({"tiny": tiny}) as address:
+        yield address
+
+
+def same(a: Generation, b: Generation) -> bool:
+    return (a.text, a.token_ids, a.logprobs, a.finish_reason) == (b.text, b.token_ids, b.logprobs, b.finish_reason)
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids=IDS)
+def test_every_pair_works_in_python_whole_streamed_and_in_choices(a: Row, b: Row, tiny: Model) -> None:
+    options = {"seed": 1} | joined(a, b)
+    whole = tiny.generate("abc", **options)
+    assert a.check(whole) and b.check(whole)
+    chunks = list(tiny.stream("abc", **options))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
+    choices = tiny.generate("abc", **options, n=2)
+    assert same(choices[0], whole) and [g.index for g in choices] == [0, 1]  # type: ignore[index, union-attr]
+    chat = tiny.chat(MESSAGES, **options)
+    assert a.check(chat) and b.check(chat)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids=IDS)
+def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, tiny: Model, url: str) -> None:
+    options = {"seed": 1} | joined(a, b)
+    local = tiny.chat(MESSAGES, **options)
+    wire = dict(options)
+    if "logprobs" in wire:
+        wire["top_logprobs"], wire["logprobs"] = wire["logprobs"], True
+    body = {"model": "tiny", "messages": MESSAGES} | wire
+    choice = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["choices"][0]
+    assert choice["message"]["content"] == local.text  # type: ignore[union-attr]
+    streamed = ""
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=30) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {") and (event := json.loads(line[6:]))["choices"]:
+                streamed += event["choices"][0]["delta"].get("content") or ""
+    assert streamed == local.text  # type: ignore[union-attr]
+
+
+def test_every_row_gives_the_same_through_a_recipe(tiny: Model, tiny_dir: Path, tmp_path: Path) -> None:
+    fields = set(tiny.registry.capabilities["sampling"].options_model().model_fields)  # type: ignore[union-attr]
+    for row in ROWS:
+        options = {"max_tokens": 8, "seed": 1} | row.options
+        sampling = {key: value for key, value in options.items() if key in fields}
+        others = {key: value for key, value in options.items() if key not in fields}
+        recipe = tmp_path / f"{row.name}.yaml"
+        content = {"gnomon": 1, "model": str(tiny_dir), "threads": 1, "sampling": sampling} | others
+        recipe.write_text(yaml.safe_dump(content))
+        with gnomon.load(recipe, threads=1, max_sequences=2) as model:
+            assert same(model.generate("abc"), tiny.generate("abc", **options)), row.name
+
+
+def test_the_table_names_every_installed_capability(tiny: Model) -> None:
+    covered = {key for row in ROWS for key in row.options}
+    for capability in tiny.registry.capabilities.values():
+        model = capability.options_model()
+        if model is not None:
+            fields = set(model.model_fields) if capability.inline else {capability.name}
+            assert fields & covered, f"add a row for `{capability.name}`"
