@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.tiny import write_tiny_model
 
 from gnomon.errors import FetchError
-from gnomon.model import Model, load
+from gnomon.loading import load
+from gnomon.model import Model
+from helpers.tiny import write_tiny_model
 
 
 def need(condition: bool, reason: str, switch: str) -> None:

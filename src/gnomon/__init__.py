@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gnomon.client import LocalClient, RemoteClient
     from gnomon.errors import GnomonError
     from gnomon.generation import Chunk, Generation, Score
-    from gnomon.model import Model, load
+    from gnomon.loading import load
+    from gnomon.model import Model
 
 __all__ = [
     "Chunk",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "load": "gnomon.model",
+    "load": "gnomon.loading",
     "Model": "gnomon.model",
     "Generation": "gnomon.generation",
     "Chunk": "gnomon.generation",

@@ -170,7 +170,9 @@ class Registry:
             model = capability.options_model() if capability.inline else None
             for name, info in (model.model_fields if model else {}).items():
                 if name in fields:
-                    raise ConfigError(f"`{capability.name}` and `{fields[name][0].name}` both claim the field `{name}`.")
+                    raise ConfigError(
+                        f"`{capability.name}` and `{fields[name][0].name}` both claim the field `{name}`."
+                    )
                 fields[name] = (capability, info)
         return fields
 
@@ -240,7 +242,9 @@ class Registry:
             try:
                 return json.loads(text)
             except json.JSONDecodeError as error:
-                raise UsageError(f"--{name}: not valid JSON at character {error.pos}: {error.msg}.", param=name) from None
+                raise UsageError(
+                    f"--{name}: not valid JSON at character {error.pos}: {error.msg}.", param=name
+                ) from None
         parse = self.capabilities[name].parse
         return load_attribute(parse)(text) if parse else text
 
@@ -306,4 +310,3 @@ def _read_options_file(path: Path, name: str) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"--{name} @{path}: {error}", param=name) from error
-

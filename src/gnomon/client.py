@@ -13,7 +13,8 @@ import httpx
 
 from gnomon.errors import GnomonError, ModelNotFound, NotReady, Overloaded, UsageError
 from gnomon.generation import Chunk, Generation, TokenLogprob, Usage
-from gnomon.model import Model, join
+from gnomon.model import Model
+from gnomon.submission import join
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -6,33 +6,33 @@ command line, the server, recipes and programs all get the same tokens. Knows no
 
 from __future__ import annotations
 
-import asyncio
-import queue
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from gnomon.arch.network import Network, build_network
-from gnomon.capability import Origin, Registry, StageContext, Stages
-from gnomon.engine.request import Finished, Request, SamplingParams
-from gnomon.engine.runner import PagedRunner
+from gnomon.arch.network import Network
+from gnomon.capability import Origin, Registry, StageContext
+from gnomon.engine.request import SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
-from gnomon.errors import ChatTemplateError, ContextLengthExceeded, GnomonError, PromptError, UnsupportedModel, UsageError
-from gnomon.generation import Chunk, Generation, Score, TokenLogprob
-from gnomon.kernels import make_operators
+from gnomon.errors import (
+    ChatTemplateError,
+    ContextLengthExceeded,
+    PromptError,
+    UnsupportedModel,
+    UsageError,
+)
+from gnomon.generation import Chunk, Generation, Score
 from gnomon.kernels.profile import NumericProfile
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.checkpoint import Checkpoint
-from gnomon.models.reference import open_checkpoint
+from gnomon.models.identity import tensor_digest
 from gnomon.models.tokenizer import Tokenizer
-from gnomon.models.zoo import DEFAULT_MODEL
 from gnomon.session import SessionInfo, TextSession, describe_token
+from gnomon.submission import Submission, make_request
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from gnomon.arch.encoder import Encoder
@@ -40,63 +40,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
-PROFILES = ("fp32", "bf16", "int8", "gguf")
 DEFAULT_RAW_TOKENS = 256
 """max_tokens of a raw prompt, which has no end of turn to stop at; a chat goes to the end of the context."""
-
-
-def load(
-    ref: str | Path | None = None,
-    *,
-    profile: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    chat_template: str | None = None,
-    defaults: Mapping[str, Any] | None = None,
-    kv_memory: int | None = None,
-    max_sequences: int = 64,
-    token_budget: int = 256,
-    max_context: int | None = None,
-    kernel: str | None = None,
-) -> Model:
-    """Open a model by reference; a missing free zoo model is fetched, with progress.
-
-    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file; default smollm2-135m-instruct.
-    profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
-    kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
-    max_context: refuse longer sequences than this, below the model's own limit.
-    Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
-    """
-    if device not in (None, "cpu"):
-        raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
-    chosen = _profile_name(profile, dtype)
-    source, own_defaults = _resolve(ref if ref is not None else DEFAULT_MODEL)
-    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
-    merged = {**own_defaults, **(defaults or {})}
-    template = chat_template if chat_template is not None else merged.pop("chat_template", None)
-    merged.pop("chat_template", None)
-    if checkpoint.config.get("architectures", [""])[0] in ENCODERS:
-        from gnomon.arch.encoder import build_encoder
-
-        return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged)
-    ops = make_operators(chosen, kernel=kernel, threads=threads)
-    network = build_network(checkpoint, ops)
-    profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
-    worker = start_engine(
-        network,
-        fingerprint=profile_of.fingerprint,
-        kv_memory=kv_memory,
-        max_sequences=max_sequences,
-        token_budget=token_budget,
-        max_context=max_context,
-    )
-    return Model(
-        checkpoint, network=network, worker=worker, profile=profile_of, defaults=merged, chat_template=template
-    )
-
-
-ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
 
 
 class Model:
@@ -116,6 +61,7 @@ class Model:
         profile: NumericProfile | None = None,
         defaults: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
+        open_model: Callable[[str], Any] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.name = checkpoint.name
@@ -125,6 +71,7 @@ class Model:
         self.registry = Registry.installed()
         self.defaults = dict(defaults or {})
         self._worker = worker
+        self._open_model = open_model or _refuse_to_open
         self._template_source = chat_template if chat_template is not None else checkpoint.chat_template
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
@@ -156,7 +103,9 @@ class Model:
         if self._closed:
             raise UsageError(f"The model `{self.name}` was closed.")
         if self._worker is None:
-            raise UnsupportedModel(f"`{self.name}` is an embedding model: it cannot generate text.", hint="Use embed().")
+            raise UnsupportedModel(
+                f"`{self.name}` is an embedding model: it cannot generate text.", hint="Use embed()."
+            )
         return self._worker
 
     @property
@@ -240,7 +189,9 @@ class Model:
             try:
                 prompt.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise PromptError(f"The prompt is not valid Unicode at character {error.start}.", param="prompt") from None
+                raise PromptError(
+                    f"The prompt is not valid Unicode at character {error.start}.", param="prompt"
+                ) from None
             return self.tokenizer.encode(prompt)
         return list(prompt)
 
@@ -260,8 +211,8 @@ class Model:
         ids = self.encode(prompt)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         params = self._sampling_params(sampling, seed, len(ids), chat)
-        context = StageContext(self.tokenizer, self.name, seed, load)
-        submission = Submission(self, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
+        context = StageContext(self.tokenizer, self.name, seed, self._open_model)
+        submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
         for index in range(sampling.n):
@@ -275,7 +226,7 @@ class Model:
                 want_logprobs=sampling.logprobs is not None,
                 echo=echo,
             )
-            requests.append(_request(submission, index, ids, params, stages, session, prompt_logprobs=bool(echo)))
+            requests.append(make_request(submission, index, ids, params, stages, session, prompt_logprobs=bool(echo)))
         submission.requests = [request.id for request in requests]
         for request in requests:
             worker.submit(request)
@@ -285,7 +236,7 @@ class Model:
         room = self.max_context - prompt_tokens
         if room < 1:
             raise ContextLengthExceeded(
-                f"The prompt has {prompt_tokens} tokens; the context of {self.max_context} leaves no room for an answer.",
+                f"The prompt has {prompt_tokens} tokens; the context of {self.max_context} has no room for more.",
                 param="messages" if chat else "prompt",
             )
         limit = o.max_tokens if o.max_tokens is not None else (room if chat else min(room, DEFAULT_RAW_TOKENS))
@@ -370,7 +321,7 @@ class Model:
         network = self.network
         with self.worker.paused():
             module = hf_module(network, self.checkpoint)
-            before = {name: _tensor_hash(tensor) for name, tensor in network.tensors().items()}
+            before = {name: tensor_digest(tensor) for name, tensor in network.tensors().items()}
             try:
                 yield module
             finally:
@@ -378,7 +329,7 @@ class Model:
                 changed = {
                     name: digest
                     for name, tensor in network.tensors().items()
-                    if (digest := _tensor_hash(tensor)) != before[name]
+                    if (digest := tensor_digest(tensor)) != before[name]
                 }
                 if changed and self.profile is not None:
                     self.profile = self.profile.with_changed_weights(changed)
@@ -406,203 +357,6 @@ class Model:
         return f"<Model {self.name} {self.profile.dtype if self.profile else 'encoder'} {self.fingerprint}>"
 
 
-class Submission:
-    """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
-
-    def __init__(self, model: Model, id: str, seed: int, prompt_tokens: int) -> None:
-        self.model = model
-        self.id = id
-        self.seed = seed
-        self.prompt_tokens = prompt_tokens
-        self.requests: list[str] = []
-        self._queue: queue.SimpleQueue[Chunk | GnomonError] = queue.SimpleQueue()
-        self._listener: Callable[[Chunk | GnomonError], None] | None = None
-        self._lock = threading.Lock()
-
-    def put(self, item: Chunk | GnomonError) -> None:
-        """Called on the engine's thread."""
-        with self._lock:
-            if self._listener is not None:
-                self._listener(item)
-            else:
-                self._queue.put(item)
-
-    def cancel(self) -> None:
-        for request in self.requests:
-            self.model._worker and self.model._worker.cancel(request)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        left = len(self.requests)
-        try:
-            while left:
-                item = self._queue.get()
-                if isinstance(item, GnomonError):
-                    raise item
-                left -= item.finish_reason is not None
-                yield item
-        finally:
-            if left:
-                self.cancel()
-
-    async def chunks(self) -> AsyncIterator[Chunk]:
-        """The chunks, asynchronously; leaving early cancels the requests within a token."""
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Chunk | GnomonError] = asyncio.Queue()
-
-        def listener(item: Chunk | GnomonError) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, item)
-
-        with self._lock:
-            while not self._queue.empty():
-                inbox.put_nowait(self._queue.get())
-            self._listener = listener
-        left = len(self.requests)
-        try:
-            while left:
-                item = await inbox.get()
-                if isinstance(item, GnomonError):
-                    raise item
-                left -= item.finish_reason is not None
-                yield item
-        finally:
-            if left:
-                self.cancel()
-
-    def collect(self) -> list[Generation]:
-        """Wait for all choices, in index order."""
-        gathered: dict[int, list[Chunk]] = {}
-        for chunk in self:
-            gathered.setdefault(chunk.index, []).append(chunk)
-        return [join(gathered[index]) for index in sorted(gathered)]
-
-    async def acollect_all(self) -> list[Generation]:
-        """collect(), awaitable."""
-        gathered: dict[int, list[Chunk]] = {}
-        async for chunk in self.chunks():
-            gathered.setdefault(chunk.index, []).append(chunk)
-        return [join(gathered[index]) for index in sorted(gathered)]
-
-    async def acollect(self) -> Generation | list[Generation]:
-        results = await self.acollect_all()
-        return results if len(results) > 1 else results[0]
-
-
-def join(chunks: Sequence[Chunk]) -> Generation:
-    """One choice's chunks as a finished Generation."""
-    last = chunks[-1]
-    if last.finish_reason is None or last.usage is None:
-        raise GnomonError("The stream of a choice ended without a finish reason.")
-    with_logprobs = any(chunk.logprobs is not None for chunk in chunks)
-    prompt: list[TokenLogprob] | None = next((c.prompt_logprobs for c in chunks if c.prompt_logprobs), None)
-    return Generation(
-        id=last.id,
-        text="".join(chunk.text for chunk in chunks),
-        token_ids=[token for chunk in chunks for token in chunk.token_ids],
-        logprobs=[t for chunk in chunks for t in chunk.logprobs or ()] if with_logprobs else None,
-        finish_reason=last.finish_reason,
-        seed=last.seed,
-        fingerprint=last.fingerprint,
-        usage=last.usage,
-        index=last.index,
-        prompt_logprobs=prompt,
-        findings=tuple(finding for chunk in chunks for finding in chunk.findings),
-    )
-
-
-def _request(
-    submission: Submission,
-    index: int,
-    ids: list[int],
-    params: SamplingParams,
-    stages: Stages,
-    session: TextSession,
-    *,
-    prompt_logprobs: bool,
-) -> Request:
-    def on_finish(finished: Finished) -> None:
-        final = session.on_finish(finished)
-        submission.put(finished.error if finished.error is not None else final)
-
-    return Request(
-        id=f"{submission.id}/{index}",
-        prompt_ids=ids,
-        sampling=params,
-        stream_index=index,
-        fuse=stages.fuse,
-        bias=stages.bias,
-        mask=stages.mask,
-        on_token=session.on_token,
-        on_prompt=session.on_prompt if prompt_logprobs else None,
-        on_finish=on_finish,
-    )
-
-
-def start_engine(
-    network: Network,
-    *,
-    fingerprint: str,
-    kv_memory: int | None = None,
-    max_sequences: int = 64,
-    token_budget: int = 256,
-    max_context: int | None = None,
-) -> EngineWorker:
-    """An engine thread over a network, with key-value pages for what it may run at once."""
-    from gnomon.kernels.batch import PAGE
-
-    context = min(network.max_context, max_context or network.max_context)
-    per_sequence = -(-context // PAGE)
-    if kv_memory is None:
-        wanted = per_sequence * max_sequences * network.page_bytes
-        kv_memory = max(per_sequence * network.page_bytes, min(wanted, _free_memory() // 4))
-    pages = kv_memory // network.page_bytes
-    if pages < 1:
-        raise UsageError(
-            f"kv_memory {kv_memory} bytes holds no page ({network.page_bytes} bytes each).", param="kv_memory"
-        )
-    return EngineWorker(
-        PagedRunner(network, page_count=pages, max_context=context),
-        fingerprint=fingerprint,
-        max_sequences=max_sequences,
-        token_budget=token_budget,
-    )
-
-
-def _free_memory() -> int:
-    """Bytes of memory that are free now; 4 GiB where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30
-
-
-def _profile_name(profile: str | None, dtype: Any) -> str:
-    """The numeric profile's name from `profile=` or its alias `dtype=` (a name or a torch dtype)."""
-    if profile is not None and dtype is not None and profile != _spelling(dtype):
-        raise UsageError(f"profile `{profile}` and dtype `{dtype}` disagree.", param="dtype")
-    name = _spelling(profile if profile is not None else dtype if dtype is not None else "fp32")
-    if name not in PROFILES:
-        raise UsageError(f"Unknown profile `{name}`.", hint=f"Known: {', '.join(PROFILES)}.", param="profile")
-    return name
-
-
-def _spelling(dtype: Any) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "auto": "fp32"}.get(name, name)
-
-
-def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
-    """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults."""
-    from gnomon.capability import load_attribute
-
-    for capability in Registry.installed().capabilities.values():
-        if capability.resolver and (found := load_attribute(capability.resolver)(ref)) is not None:
-            return found.model, dict(found.defaults)
-    return ref, {}
-
-
 def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
     """(the prompts, whether a list of them was given). A list of ints is one prompt of token ids."""
     if isinstance(prompt, str):
@@ -615,11 +369,5 @@ def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
     return items, True  # type: ignore[return-value]
 
 
-def _tensor_hash(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes."""
-    import hashlib
-
-    import torch
-
-    data = tensor.detach().contiguous().view(torch.uint8).numpy()
-    return hashlib.sha256(memoryview(data.reshape(-1))).hexdigest()
+def _refuse_to_open(reference: str) -> Any:
+    raise UsageError(f"This model was made without a way to open another (`{reference}`).", hint="Use gnomon.load().")

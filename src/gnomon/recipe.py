@@ -120,7 +120,9 @@ def check_recipe(content: Any, source: str) -> Recipe:
         first = option_error(error)
         if isinstance(first, UnknownOption):
             path = first.param or ""
-            raise ConfigError(f"{source}: unknown key `{path}`.", hint=nearest(path.split(".")[-1], _keys_at(path)), param=path) from None
+            raise ConfigError(
+                f"{source}: unknown key `{path}`.", hint=nearest(path.split(".")[-1], _keys_at(path)), param=path
+            ) from None
         raise ConfigError(f"{source}: {first.message}", param=first.param) from None
 
 

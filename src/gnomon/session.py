@@ -162,4 +162,6 @@ def describe_token(
 ) -> TokenLogprob:
     """A token with its text, bytes and alternatives."""
     alternatives = tuple(describe_token(tokenizer, other, value) for other, value in top)
-    return TokenLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob, alternatives)
+    return TokenLogprob(
+        token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), logprob, alternatives
+    )

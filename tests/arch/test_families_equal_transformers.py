@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import write_tiny_model
 
 from gnomon.arch.network import build_network
 from gnomon.errors import UnsupportedModel
 from gnomon.kernels import make_operators
 from gnomon.kernels.batch import RaggedBatch, Span
 from gnomon.models.reference import open_checkpoint
+from helpers.tiny import write_tiny_model
 
 transformers = pytest.importorskip("transformers")
 

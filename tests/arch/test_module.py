@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import tiny_tokenizer, write_tiny_model
 
 import gnomon
 from gnomon.errors import UnsupportedModel, UsageError
+from helpers.tiny import tiny_tokenizer, write_tiny_model
 
 transformers = pytest.importorskip("transformers")
 IDS = [5, 17, 200, 9, 33]

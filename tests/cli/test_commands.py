@@ -30,12 +30,15 @@ def gnomon(*arguments: str, stdin: bytes = b"", **environment: str) -> subproces
 
 
 def test_help_lists_every_command_and_loads_no_room() -> None:
-    code = "import sys; from gnomon.cli.main import run; run(['--help']); sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+    code = (
+        "import sys; from gnomon.cli.main import run; run(['--help']); "
+        "sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert "Usage: gnomon" in capsys.readouterr().out
@@ -46,7 +49,9 @@ def test_generate_prints_the_text_alone(tiny_dir: Path) -> None:
     piped = gnomon("generate", "-", "-m", str(tiny_dir), "--max-tokens", "5", "--threads", "1", stdin=b"abc")
     assert done.returncode == piped.returncode == 0
     assert done.stdout == piped.stdout and done.stderr == ""
-    whole = json.loads(gnomon("generate", "abc", "-m", str(tiny_dir), "--max-tokens", "5", "--json", "--logprobs", "1").stdout)
+    whole = json.loads(
+        gnomon("generate", "abc", "-m", str(tiny_dir), "--max-tokens", "5", "--json", "--logprobs", "1").stdout
+    )
     assert whole["text"] + "\n" == done.stdout
     assert len(whole["logprobs"]) == len(whole["token_ids"]) and whole["usage"]["prompt_tokens"] == 3
 
@@ -149,7 +154,17 @@ def test_score_puts_the_likelier_first(tiny_dir: Path, capsys: pytest.CaptureFix
 
 def test_chat_holds_a_conversation_and_obeys_its_commands(tiny_dir: Path, tmp_path: Path) -> None:
     saved = tmp_path / "talk.json"
-    lines = ["/help", "hello", '"""two', 'lines"""', "/set temperature 0.5", "/set temperatur 1", f"/save {saved}", "/info", "/bye"]
+    lines = [
+        "/help",
+        "hello",
+        '"""two',
+        'lines"""',
+        "/set temperature 0.5",
+        "/set temperatur 1",
+        f"/save {saved}",
+        "/info",
+        "/bye",
+    ]
     done = gnomon("chat", str(tiny_dir), "--max-tokens", "4", "--threads", "1", stdin="\n".join(lines).encode())
     assert done.returncode == 0, done.stderr
     content = json.loads(saved.read_text())

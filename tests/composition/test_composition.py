@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from helpers.server import serving
 
 import gnomon
 from gnomon.generation import Generation
 from gnomon.model import Model
+from helpers.server import serving
 
 MESSAGES = [{"role": "user", "content": "abc"}]
 LETTER = "\ufffd"

@@ -98,7 +98,9 @@ def test_min_tokens_holds_the_end_back() -> None:
         ([0] * 100, {"max_tokens": 50}, OutOfMemory, "pages"),
     ],
 )
-def test_what_can_never_run_is_refused_at_the_door(prompt: list[int], params: dict[str, int], error: type, says: str) -> None:
+def test_what_can_never_run_is_refused_at_the_door(
+    prompt: list[int], params: dict[str, int], error: type, says: str
+) -> None:
     engine = Engine(ScriptedRunner(page_count=2))
     with pytest.raises(error, match=says):
         engine.submit(request(prompt, **params))
@@ -187,7 +189,8 @@ def test_a_callback_that_raises_ends_only_its_own_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("seed", -1), ("logprobs", 21)]
+    ("field", "value"),
+    [("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("seed", -1), ("logprobs", 21)],
 )
 def test_parameters_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=field):

@@ -1,4 +1,4 @@
-"""Randomised schedules: whatever else is in the engine, every request's tokens and logprobs are those of its solo run."""
+"""Randomised schedules: whatever else runs, every request's tokens and logprobs are those of its solo run."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_every_request_equals_its_solo_run_bit_for_bit(network: Network) -> None
             jobs.append((number, prompt, params_for(rng), rng.randrange(3)))
         budget = rng.choice([1, 3, 16, 17, 64, 257])
         engine = Engine(
-            PagedRunner(network, page_count=rng.choice([4, 5, 40])), max_sequences=rng.choice([2, 4, 16]), token_budget=budget
+            PagedRunner(network, page_count=rng.choice([4, 5, 40])),
+            max_sequences=rng.choice([2, 4, 16]),
+            token_budget=budget,
         )
         records = {number: Record() for number, *_ in jobs}
         waiting = list(jobs)

@@ -1,4 +1,4 @@
-"""Tiny random models of every family in Hugging Face layout, written without transformers. Seeded, so always the same."""
+"""Tiny random models of every family in Hugging Face layout, without transformers. Seeded, so always the same."""
 
 from __future__ import annotations
 

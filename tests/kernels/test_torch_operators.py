@@ -18,7 +18,9 @@ def ops(request: pytest.FixtureRequest) -> TorchOperators:
 
 
 @pytest.mark.parametrize(("n", "k"), [(576, 576), (192, 576), (576, 1536), (3000, 576), (80, 48)])
-def test_a_linear_row_does_not_depend_on_the_number_of_rows_or_the_neighbours(ops: TorchOperators, n: int, k: int) -> None:
+def test_a_linear_row_does_not_depend_on_the_number_of_rows_or_the_neighbours(
+    ops: TorchOperators, n: int, k: int
+) -> None:
     torch.manual_seed(0)
     weight = ops.linear_weight(torch.randn(n, k))
     x = torch.randn(65, k)
@@ -93,9 +95,7 @@ def test_attention_is_the_same_whole_chunked_and_among_strangers(
         if length > 70 and chunk == 1:
             continue
         keys, values = pool()
-        parts = [
-            run(keys, values, start, min(chunk, length - start), crowd=True) for start in range(0, length, chunk)
-        ]
+        parts = [run(keys, values, start, min(chunk, length - start), crowd=True) for start in range(0, length, chunk)]
         assert torch.equal(torch.cat(parts), whole)
 
 

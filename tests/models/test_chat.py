@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny import TEMPLATE
 
 from gnomon.errors import ChatTemplateError
 from gnomon.model import Model
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.tokenizer import Tokenizer
+from helpers.tiny import TEMPLATE
 
 
 def template(source: str = TEMPLATE) -> ChatTemplate:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import tiny_config, tiny_tensors, write_tiny_model
 from safetensors.torch import load_file, save_file
 
 from gnomon.errors import CheckpointError, GnomonError, ModelNotFound, UnsupportedModel, UsageError
 from gnomon.models.gguf_file import GgufFile
 from gnomon.models.reference import Reference, open_checkpoint
+from helpers.tiny import tiny_config, tiny_tensors, write_tiny_model
 
 
 def test_a_directory_gives_exactly_the_tensors_of_its_file(tiny_dir: Path) -> None:
@@ -106,8 +106,12 @@ def test_a_lora_adapter_adds_its_scaled_product_and_changes_the_identity(tmp_pat
     assert laid.identity != base.identity
 
 
-@pytest.mark.parametrize(("config", "says"), [({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "IA3"), ({"bias": "all"}, "bias")])
-def test_an_adapter_of_another_kind_is_refused_by_name(config: dict[str, object], says: str, tmp_path: Path, tiny_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "says"), [({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "IA3"), ({"bias": "all"}, "bias")]
+)
+def test_an_adapter_of_another_kind_is_refused_by_name(
+    config: dict[str, object], says: str, tmp_path: Path, tiny_dir: Path
+) -> None:
     adapter = lora(tmp_path / "lora", tiny_dir, **config)
     with pytest.raises(UnsupportedModel, match=says):
         open_checkpoint(f"{tiny_dir}+{adapter}")
@@ -171,7 +175,9 @@ def tiny_gguf(path: Path) -> Path:
     }  # fmt: skip
     tensors = {}
     for name, tensor in tiny_tensors(config).items():
-        renamed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}.get(name)
+        renamed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}.get(
+            name
+        )
         if name == "lm_head.weight":
             renamed = "output.weight"
         if renamed is None:

@@ -34,7 +34,9 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> None:
 def entry(name: str = "toy", *, sha256: str | None = None, gated: bool = False) -> ZooEntry:
     parts = tuple(WheelMember(f"toypart{i}==1.0", f"toypart{i}/part{i}") for i in (1, 2))
     digest = sha256 or hashlib.sha256(CONTENT * 2).hexdigest()
-    return ZooEntry(name, "a toy", "Toy licence", (ZooFile("toy.bin", parts, 2 * len(CONTENT), digest),), 10, gated=gated)
+    return ZooEntry(
+        name, "a toy", "Toy licence", (ZooFile("toy.bin", parts, 2 * len(CONTENT), digest),), 10, gated=gated
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +133,10 @@ def test_a_killed_pull_leaves_nothing_under_a_final_name_and_the_next_one_succee
         "fetch.pull('toy')\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(Path(__file__).parent)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "extracting\n"
     process.send_signal(signal.SIGKILL)

@@ -83,7 +83,18 @@ def test_an_unknown_gguf_vocabulary_is_named() -> None:
 
 SCORED = {
     "tokenizer.ggml.model": "llama",
-    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", "ab", "▁a", "▁ab"],
+    "tokenizer.ggml.tokens": [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "▁",
+        "a",
+        "b",
+        "ab",
+        "▁a",
+        "▁ab",
+    ],
     "tokenizer.ggml.scores": [0.0] * 259 + [-10.0, -11.0, -12.0, -3.0, -2.0, -1.0],
     "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 6,
     "tokenizer.ggml.bos_token_id": 1,
@@ -118,7 +129,9 @@ def test_gemma_tokenizes_as_sentencepiece_does(gemma: Model) -> None:
     assert path is not None
     reference = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in TEXTS:
-        assert gemma.tokenizer.encode(text, add_special_tokens=False) == reference.encode(text, add_special_tokens=False)
+        assert gemma.tokenizer.encode(text, add_special_tokens=False) == reference.encode(
+            text, add_special_tokens=False
+        )
     assert gemma.tokenizer.encode("x")[0] == gemma.tokenizer.bos_token_id  # which transformers' GGUF loader drops
 
 

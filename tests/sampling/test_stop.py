@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def by_definition(text: str, stop_strings: list[str]) -> tuple[str, int | None]:
 @given(texts, stops, st.lists(st.integers(0, 30), max_size=6))
 def test_any_split_gives_what_the_definition_gives(text: str, stop_strings: list[str], cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     assert feed(pieces, stop_strings) == by_definition(text, stop_strings)
     assert feed(list(text), stop_strings) == by_definition(text, stop_strings)
 
@@ -47,7 +49,9 @@ def test_only_what_may_begin_a_stop_string_is_held() -> None:
     assert stage.push("ILL").text == "STILL"
 
 
-@pytest.mark.parametrize(("value", "says"), [([""], "empty"), (["x"] * 17, "at most 16"), (["y" * 2000], "1000"), (5, "stop")])
+@pytest.mark.parametrize(
+    ("value", "says"), [([""], "empty"), (["x"] * 17, "at most 16"), (["y" * 2000], "1000"), (5, "stop")]
+)
 def test_unusable_stop_strings_are_refused(value: object, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         Registry.installed().parse({"stop": value}, Origin.PYTHON)

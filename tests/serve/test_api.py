@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.server import serving
 
 from gnomon.client import RemoteClient
 from gnomon.errors import ModelNotFound, UsageError
 from gnomon.model import Model
+from helpers.server import serving
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -53,7 +53,9 @@ def test_a_chat_answers_whole_and_streamed_alike(client: openai.OpenAI, tiny: Mo
 
 
 def test_several_choices_and_prompts_are_numbered_through(client: openai.OpenAI) -> None:
-    reply = client.completions.create(model="tiny", prompt=[[9, 9], [5, 6, 7]], n=2, seed=1, temperature=1.0, max_tokens=4)
+    reply = client.completions.create(
+        model="tiny", prompt=[[9, 9], [5, 6, 7]], n=2, seed=1, temperature=1.0, max_tokens=4
+    )
     assert [c.index for c in reply.choices] == [0, 1, 2, 3]
     assert len({c.text for c in reply.choices}) > 1
     assert reply.usage is not None and reply.usage.prompt_tokens == 2 + 3
@@ -107,7 +109,9 @@ def test_models_are_listed_and_embeddings_come_as_floats_or_base64(client: opena
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias", "99999"),
     ],
 )
-def test_a_wrong_field_is_refused_with_its_name(url: str, body: dict[str, Any], status: int, param: str, says: str) -> None:
+def test_a_wrong_field_is_refused_with_its_name(
+    url: str, body: dict[str, Any], status: int, param: str, says: str
+) -> None:
     reply = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": HI} | body)
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (status, param)
@@ -115,7 +119,14 @@ def test_a_wrong_field_is_refused_with_its_name(url: str, body: dict[str, Any], 
 
 
 def test_fields_that_change_nothing_are_named_in_a_header(url: str) -> None:
-    body = {"model": "tiny", "messages": HI, "max_tokens": 1, "user": "u", "store": False, "response_format": {"type": "text"}}
+    body = {
+        "model": "tiny",
+        "messages": HI,
+        "max_tokens": 1,
+        "user": "u",
+        "store": False,
+        "response_format": {"type": "text"},
+    }
     reply = httpx.post(f"{url}/v1/chat/completions", json=body)
     assert reply.headers["x-gnomon-ignored"] == "response_format, store, user"
 
@@ -222,7 +233,9 @@ def test_our_own_client_gives_the_same_as_the_model(url: str, tiny: Model) -> No
         RemoteClient(f"{url}/v1", "nope").chat(HI)
 
 
-def test_errors_in_the_middle_of_a_stream_end_it_properly(url: str, tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_the_middle_of_a_stream_end_it_properly(
+    url: str, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = tiny.worker._engine.runner
     calls = 0
     step = runner.step

@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from conftest import need
+from gnomon.model import Model
 from helpers.server import serving
 
-from gnomon.model import Model
-
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,9 @@ def page(browser: Any, tiny: Model) -> Iterator[Any]:
         page = context.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("requestfailed", lambda request: problems.append(request.url) if "completions" not in request.url else None)
+        page.on(
+            "requestfailed", lambda request: problems.append(request.url) if "completions" not in request.url else None
+        )
         page.goto(address)
         page.wait_for_selector("#model option", state="attached")
         page.address = address
@@ -72,7 +80,10 @@ def test_hovering_a_token_shows_its_probability_and_the_alternatives(page: Any) 
 
 
 def test_stop_ends_the_answer_and_the_decoding(page: Any, tiny: Model) -> None:
-    page.route("**/v1/chat/completions", lambda route: route.continue_(post_data=route.request.post_data[:-1] + ',"ignore_eos":true}'))
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.continue_(post_data=route.request.post_data[:-1] + ',"ignore_eos":true}'),
+    )
     ask(page, "go on and on", most=400)
     page.wait_for_selector("#stop:not([hidden])")
     page.wait_for_selector(".assistant .token")

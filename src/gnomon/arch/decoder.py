@@ -102,7 +102,9 @@ class Decoder:
         ops, c = self.operators, self.config
         rows = normed_TC.shape[0]
         joined = layer.query_key_value(normed_TC).view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
-        query_THD, key_TGD, value_TGD = (p.contiguous() for p in joined.split([c.heads, c.kv_heads, c.kv_heads], dim=1))
+        query_THD, key_TGD, value_TGD = (
+            p.contiguous() for p in torch.split(joined, [c.heads, c.kv_heads, c.kv_heads], dim=1)
+        )
         if layer.query_norm is not None and layer.key_norm is not None:
             query_THD = ops.rms_norm(query_THD, layer.query_norm, c.norm_eps)
             key_TGD = ops.rms_norm(key_TGD, layer.key_norm, c.norm_eps)
@@ -135,7 +137,7 @@ class Decoder:
     def tensors(self) -> dict[str, Tensor]:
         if self.operators.dtype not in ("fp32", "bf16"):
             raise UsageError(
-                f"The profile `{self.operators.dtype}` packs its weights, so they cannot be shared or changed in place.",
+                f"The profile `{self.operators.dtype}` packs its weights: they cannot be shared or changed.",
                 hint="Load with profile='fp32' or 'bf16'.",
                 param="profile",
             )

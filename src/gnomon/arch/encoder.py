@@ -48,7 +48,10 @@ class Encoder:
 
     def __init__(self, checkpoint: Checkpoint, operators: TorchOperators) -> None:
         config = checkpoint.config
-        if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        if (
+            config.get("hidden_act", "gelu") != "gelu"
+            or config.get("position_embedding_type", "absolute") != "absolute"
+        ):
             raise UnsupportedModel(f"{checkpoint.reference}: only gelu and absolute positions are supported.")
         self.operators = operators
         self.heads: int = config["num_attention_heads"]
@@ -99,7 +102,7 @@ class Encoder:
     def embed(self, texts: list[str]) -> Tensor:
         """-> [n, C] float32, each row of length 1."""
         pooled = torch.stack([self._hidden(self.token_ids(text)).mean(dim=0) for text in texts])
-        return pooled / pooled.norm(dim=-1, keepdim=True)
+        return torch.nn.functional.normalize(pooled, dim=-1)
 
     def _hidden(self, ids: list[int]) -> Tensor:
         x_LC = self.words[ids] + self.kinds[0] + self.positions[: len(ids)]

@@ -1,4 +1,4 @@
-"""The transformers module over a network's own tensors: for gradients, hooks and interventions, without a second copy."""
+"""The transformers module over a network's own tensors: gradients, hooks, interventions, without a second copy."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ class RotarySpec:
     def of(cls, size: int, theta: float, scaling: Mapping[str, Any], max_context: int) -> RotarySpec:
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in SUPPORTED:
-            raise UnsupportedModel(f"The rotary scaling `{kind}` is not supported.", hint=f"Supported: {', '.join(SUPPORTED)}.")
+            raise UnsupportedModel(
+                f"The rotary scaling `{kind}` is not supported.", hint=f"Supported: {', '.join(SUPPORTED)}."
+            )
         items = {k: v for k, v in scaling.items() if isinstance(v, int | float | bool) and k != "rope_theta"}
         return cls(size, theta, tuple(sorted({**items, "rope_type": kind}.items())), max_context)
 

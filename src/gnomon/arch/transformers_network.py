@@ -97,7 +97,9 @@ def _load(checkpoint: Checkpoint, architecture: str, dtype: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise MissingExtra(f"`{architecture}` is not one of gnomon's own networks; running it", "transformers") from None
+        raise MissingExtra(
+            f"`{architecture}` is not one of gnomon's own networks; running it", "transformers"
+        ) from None
     if checkpoint.path is None or not checkpoint.path.is_dir():
         raise UnsupportedModel(f"`{architecture}` is not supported from {checkpoint.reference}.")
     kind = getattr(transformers, architecture, None)
@@ -109,5 +111,7 @@ def _load(checkpoint: Checkpoint, architecture: str, dtype: str) -> Any:
             trust_remote_code=False,
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"transformers cannot load {checkpoint.reference}: {str(error).splitlines()[0]}") from None
+        raise UnsupportedModel(
+            f"transformers cannot load {checkpoint.reference}: {str(error).splitlines()[0]}"
+        ) from None
     return model.eval()

@@ -63,7 +63,7 @@ class WeightLoader:
         if len(parts) > 1:
             return Projection(parts, tuple(separate), self.operators)
         joined = torch.cat(separate)
-        for name, piece in zip(names, joined.split(sizes), strict=True):
+        for name, piece in zip(names, torch.split(joined, sizes), strict=True):
             self.live[f"{name}.bias"] = piece
         return Projection(parts, (joined,), self.operators)
 
@@ -73,11 +73,11 @@ class WeightLoader:
             blocks = [self._quantized(name, (size, k)) for name, size in zip(names, sizes, strict=True)]
             return tuple(self.operators.linear_weight(block) for block in blocks)
         joined = torch.empty(sum(sizes), k)
-        for name, size, rows in zip(names, sizes, joined.split(sizes), strict=True):
+        for name, size, rows in zip(names, sizes, torch.split(joined, sizes), strict=True):
             rows.copy_(self._tensor(name, (size, k)))
         weight = self.operators.linear_weight(joined)
         if weight.tensor is not None:
-            for name, rows in zip(names, weight.tensor.split(sizes), strict=True):
+            for name, rows in zip(names, torch.split(weight.tensor, sizes), strict=True):
                 self.live[name] = rows
         return (weight,)
 

@@ -22,7 +22,7 @@ Parameter = inspect.Parameter
 
 
 def command(run: Callable[..., None], parameters: Sequence[Parameter], help: str) -> typer.Typer:
-    """A command whose parameters are known only when it is loaded (capabilities bring theirs). run gets them by name."""
+    """A command whose parameters are known when it is loaded: capabilities bring theirs. run gets them by name."""
 
     def callback(**values: Any) -> None:
         run(**values)
@@ -74,7 +74,8 @@ def _flag(name: str, info: Any) -> Parameter:
     names = (spelled, "-t") if name == "temperature" else (spelled,)
     if kind is bool:
         return option(name, bool | None, info.description or "", spelled)
-    return option(name, list[kind] | None if many else kind | None, info.description or "", *names)
+    annotation: Any = (list[kind] if many else kind) | None  # type: ignore[valid-type]
+    return option(name, annotation, info.description or "", *names)
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
@@ -135,7 +136,7 @@ def _is_recipe(path: Path) -> bool:
 
 def open_model(settings: Settings, ref: str | None = None) -> Model:
     """The model that the settings name (or another reference, opened the same way)."""
-    from gnomon.model import load
+    from gnomon.loading import load
     from gnomon.recipe import read_template
 
     recipe = settings.recipe

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typer
-from typer.completion import get_completion_script
+from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
 from gnomon.errors import UsageError
 

@@ -12,7 +12,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def embed(
-    texts: list[str] = typer.Argument(None, metavar="TEXT...", help="Texts; none, or -: one per line of standard input."),
+    texts: list[str] = typer.Argument(
+        None, metavar="TEXT...", help="Texts; none, or -: one per line of standard input."
+    ),
     model: str = typer.Option("minilm-l6-v2", "--model", "-m", help="Model reference."),
     similarity: bool = typer.Option(False, "--similarity", help="Print the cosine of each pair instead."),
     json: bool = typer.Option(False, "--json", help="One JSON document instead of a line per text."),

@@ -54,7 +54,9 @@ app = common.command(
     [
         common.argument("prompt", "The prompt; - or nothing reads standard input."),
         common.option("model", str | None, "Model reference or recipe; default: the zoo's smallest.", "--model", "-m"),
-        common.option("chat", bool, "PROMPT is one user message, through the chat template.", "--chat", "-c", default=False),
+        common.option(
+            "chat", bool, "PROMPT is one user message, through the chat template.", "--chat", "-c", default=False
+        ),
         common.option("stream", bool | None, "Print as it comes; default: on a terminal.", "--stream/--no-stream"),
         common.option("json", bool, "The whole Generation: ids, logprobs, seed, fingerprint, usage.", default=False),
         *common.loading_options(),

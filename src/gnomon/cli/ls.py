@@ -39,9 +39,18 @@ def ls(
     print_table(
         columns,
         [
-            (r["name"], human_bytes(r["bytes"]), r["context"], r["licence"], "yes" if r["fetched"] else "no", r["summary"])
+            (
+                r["name"],
+                human_bytes(float(str(r["bytes"]))),
+                r["context"],
+                r["licence"],
+                "yes" if r["fetched"] else "no",
+                r["summary"],
+            )
             for r in shown
         ],
     )
     if not shown:
-        typer.echo("No model is fetched yet. `gnomon ls --all` lists the zoo; `gnomon pull` fetches the default.", err=True)
+        typer.echo(
+            "No model is fetched yet. `gnomon ls --all` lists the zoo; `gnomon pull` fetches the default.", err=True
+        )

@@ -29,7 +29,9 @@ def ps(
         raise NotReady(f"{url} answered {reply.status_code}: {reply.json().get('error', {}).get('message', '')}")
     rows = []
     for entry in reply.json()["data"]:
-        running, waiting = (_metric(metrics.text, f"gnomon:num_requests_{kind}", entry["id"]) for kind in ("running", "waiting"))
+        running, waiting = (
+            _metric(metrics.text, f"gnomon:num_requests_{kind}", entry["id"]) for kind in ("running", "waiting")
+        )
         rows.append({**entry, "running": running, "waiting": waiting})
     if json:
         print_json(rows)
@@ -38,7 +40,14 @@ def ps(
     print_table(
         columns,
         [
-            (r["id"], r.get("profile") or r.get("kind"), r.get("max_model_len"), r.get("fingerprint"), r["running"], r["waiting"])
+            (
+                r["id"],
+                r.get("profile") or r.get("kind"),
+                r.get("max_model_len"),
+                r.get("fingerprint"),
+                r["running"],
+                r["waiting"],
+            )
             for r in rows
         ],
     )

@@ -8,7 +8,17 @@ from typing import Any
 
 from gnomon.cli import common
 
-KEYS = ("host", "port", "api_key", "admin_key", "served_name", "max_body_bytes", "max_prompt_tokens", "max_waiting", "embeddings")
+KEYS = (
+    "host",
+    "port",
+    "api_key",
+    "admin_key",
+    "served_name",
+    "max_body_bytes",
+    "max_prompt_tokens",
+    "max_waiting",
+    "embeddings",
+)
 
 
 def _run(ref: str | None, **values: Any) -> None:

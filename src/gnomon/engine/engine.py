@@ -220,7 +220,9 @@ class Engine:
     def _roll_back(self, sequence: Sequence, count: int) -> None:
         """Forget the last tokens; their keys and values are overwritten when the positions are computed again."""
         if not 0 < count <= len(sequence.sampler.generated):
-            raise EngineFailure(f"A rollback of {count} tokens, where {len(sequence.sampler.generated)} were generated.")
+            raise EngineFailure(
+                f"A rollback of {count} tokens, where {len(sequence.sampler.generated)} were generated."
+            )
         sequence.sampler.rollback(count)
         del sequence.tokens[-count:]
         sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)

@@ -2,7 +2,7 @@
 
 Nothing is consumed: the draw of a token is a pure function of (seed, choice, output position, rollbacks so far, token
 id), so batch, neighbours, preemption and speculation cannot shift it. The 64-bit key is the seed; the counter's four
-words are (token id div 4, position, choice, rollbacks), and token id mod 4 picks one of the block's four outputs: no two
+words are (token id div 4, position, choice, rollbacks), and token id mod 4 picks one of its four outputs: no two
 draws share a word, and one block serves four tokens.
 """
 

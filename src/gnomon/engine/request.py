@@ -49,7 +49,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        self._check("temperature", self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE, "0 (greedy) or above")
+        self._check(
+            "temperature", self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE, "0 (greedy) or above"
+        )
         self._check("top_k", self.top_k >= 0, "0 (off) or above")
         self._check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._check("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
@@ -58,7 +60,9 @@ class SamplingParams:
         self._check("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2")
         self._check("seed", 0 <= self.seed < 2**64, "between 0 and 2**64 - 1")
         self._check("max_tokens", self.max_tokens >= 0, "0 or above")
-        self._check("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"between 0 and max_tokens {self.max_tokens}")
+        self._check(
+            "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"between 0 and max_tokens {self.max_tokens}"
+        )
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             self._check(name, value is None or 0 <= value <= MOST_LOGPROBS, f"between 0 and {MOST_LOGPROBS}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from gnomon.arch.network import Network
@@ -50,12 +51,12 @@ class PagedRunner:
         if not len(batch.wanted_rows_R):
             return [hidden_TC.new_empty(0, self.vocab_size) for _ in spans]
         logits_RV = self.network.logits(hidden_TC[batch.wanted_rows_R])
-        return list(logits_RV.split(batch.wanted_counts))
+        return list(torch.split(logits_RV, batch.wanted_counts))
 
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         batch = RaggedBatch.build(spans)
         hidden_TC = self.network.forward(batch, self.pages)
-        return list(hidden_TC.split([len(span.token_ids) for span in spans]))
+        return list(torch.split(hidden_TC, [len(span.token_ids) for span in spans]))
 
     def release(self, sequence: int) -> None:
         """Pages are the pool's business; a network with caches of its own is told."""

@@ -118,7 +118,7 @@ class RequestSampler:
         return f"generated token {len(self.generated)}"
 
     def _penalise(self, row_V: NDArray[np.float32]) -> None:
-        """Repetition over prompt and output, then frequency and presence over output, as vLLM and OpenAI define them."""
+        """Repetition over prompt and output, then frequency and presence over output, as vLLM and OpenAI do."""
         params = self.params
         output = np.fromiter(self.counts.keys(), dtype=np.int64, count=len(self.counts))
         if params.repetition_penalty != 1:

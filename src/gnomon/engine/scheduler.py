@@ -49,12 +49,12 @@ class Scheduler:
         for sequence in [*decoding, *filling]:
             if sequence in self.running and budget > 0:
                 budget -= self._grant(sequence, budget, work)
-        while budget > 0 and (sequence := self._admit(budget)) is not None:
-            budget -= self._grant(sequence, budget, work)
+        while budget > 0 and (admitted := self._admit(budget)) is not None:
+            budget -= self._grant(admitted, budget, work)
         return work
 
     def _grant(self, sequence: Sequence, budget: int, work: Work) -> int:
-        """Give a sequence pages for its next tokens, putting back younger ones if need be; returns the tokens granted."""
+        """Give a sequence pages for its next tokens, putting back younger ones if need be -> tokens granted."""
         count = min(sequence.pending, budget)
         while not self._reserve(sequence, sequence.computed + count):
             youngest = max(self.running, key=lambda s: s.order)

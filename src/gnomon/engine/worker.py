@@ -29,9 +29,7 @@ class EngineWorker:
     def __init__(
         self, runner: Runner, *, fingerprint: str = "", max_sequences: int = 64, token_budget: int = 256
     ) -> None:
-        self._engine = Engine(
-            runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget
-        )
+        self._engine = Engine(runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget)
         self.max_context = runner.max_context
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -135,4 +133,3 @@ class EngineWorker:
         for action in list(self._inbox):
             action()
         self._engine.cancel_all()
-

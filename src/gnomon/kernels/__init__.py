@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gnomon.errors import UsageError
 from gnomon.kernels.threads import available_threads
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from gnomon.kernels.operators import Operators
 
 __all__ = ["available_threads", "make_operators", "native_reason"]
-log = logging.getLogger("gnomon.kernels")
 
 
 def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None = None) -> Operators:
@@ -29,15 +28,18 @@ def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None
         from gnomon.kernels.torch_operators import TorchOperators
 
         return TorchOperators(dtype, count)
-    from gnomon.kernels.native_operators import NativeOperators
-
-    return NativeOperators(dtype, count)
+    made: Operators = _native().NativeOperators(dtype, count)
+    return made
 
 
 def native_reason() -> str | None:
     """Why the native kernels are not available; None when they are."""
     try:
-        from gnomon.kernels import native_operators
+        reason: str | None = _native().unavailable_reason()
     except ImportError:
-        return "this build has no native kernels; the pure-torch ones are used."
-    return native_operators.unavailable_reason()
+        return "this version has none yet; the pure-torch ones are used"
+    return reason
+
+
+def _native() -> Any:
+    return importlib.import_module("gnomon.kernels.native_operators")

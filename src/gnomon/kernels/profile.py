@@ -17,7 +17,7 @@ from gnomon.kernels.operators import Operators
 
 @dataclass(frozen=True)
 class NumericProfile:
-    """weights: the checkpoint's identity. kernel_details: version of the native kernels, or torch build and CPU class."""
+    """weights: the checkpoint's identity. kernel_details: kernel version, or torch build and CPU class."""
 
     weights: str
     network: str

@@ -5,7 +5,6 @@ A pickle that asks for anything but tensors is refused. Everything else is as in
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,14 +55,10 @@ class BinCheckpoint(Checkpoint):
         return identity.cached(self.files, self._compute_identity)
 
     def _compute_identity(self) -> str:
-        import torch
-
-        def digest(name: str) -> str:
-            flat = self._tensors[name].contiguous().view(-1).view(torch.uint8)
-            return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
-
         infos = [self.info(name) for name in self._tensors]
-        return identity.of_tensors((info.name, info.dtype, info.shape, digest(info.name)) for info in infos)
+        return identity.of_tensors(
+            (info.name, info.dtype, info.shape, identity.tensor_digest(self._tensors[info.name])) for info in infos
+        )
 
     def tokenizer(self) -> Tokenizer:
         from gnomon.models.tokenizer import Tokenizer

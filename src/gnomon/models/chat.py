@@ -30,7 +30,7 @@ Message = Mapping[str, Any]
 class _GenerationTag(Extension):
     """`{% generation %}` marks the assistant's own words for training; here it changes nothing."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: Parser) -> Node:
         line = next(parser.stream).lineno
@@ -67,9 +67,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Template:
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-        )
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -103,7 +101,15 @@ class ChatTemplate:
                 if length > LONGEST_PROMPT:
                     raise ChatTemplateError(f"The chat template wrote more than {LONGEST_PROMPT} characters.")
                 pieces.append(piece)
-        except (TemplateError, TypeError, ValueError, OverflowError, ArithmeticError, LookupError, AttributeError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+        ) as error:
             raise ChatTemplateError(f"The chat template refused these messages: {error}", param="messages") from None
         return "".join(pieces)
 

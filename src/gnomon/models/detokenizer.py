@@ -14,9 +14,7 @@ from typing import Any
 class IncrementalDetokenizer:
     """One text being decoded. Special ids give no text."""
 
-    def __init__(
-        self, token_bytes: Callable[[int], bytes], skip: Set[int], *, strip_first_space: bool = False
-    ) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], skip: Set[int], *, strip_first_space: bool = False) -> None:
         self._token_bytes = token_bytes
         self._skip = skip
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

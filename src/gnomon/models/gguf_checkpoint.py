@@ -89,7 +89,7 @@ class GgufCheckpoint(Checkpoint):
 
     def _compute_identity(self) -> str:
         def digest(tensor: GgufTensor) -> str:
-            return hashlib.sha256(self._bytes(tensor)).hexdigest()
+            return hashlib.sha256(memoryview(self.file.data)[tensor.begin : tensor.end]).hexdigest()
 
         return identity.of_tensors((n, t.type_name, t.shape, digest(t)) for n, t in self._tensors.items())
 
@@ -112,7 +112,7 @@ class GgufCheckpoint(Checkpoint):
 
         kind = GGMLQuantizationType[tensor.type_name]
         try:
-            values = quants.dequantize(raw.reshape(*tensor.shape[:-1], -1), kind)
+            values: np.ndarray[Any, np.dtype[np.float32]] = quants.dequantize(raw.reshape(*tensor.shape[:-1], -1), kind)
         except NotImplementedError:
             raise UnsupportedModel(
                 f"{self.reference}: tensor `{tensor.name}` has block type {tensor.type_name}, which is not supported."
@@ -128,5 +128,3 @@ class GgufCheckpoint(Checkpoint):
         heads = self.config[key]
         rows = np.arange(self._tensors[name].shape[0])
         return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-
-

@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gnomon.errors import UnsupportedModel
 from gnomon.models.cache import atomic_write, cache_dir
 from gnomon.models.tokenizer import Tokenizer
@@ -24,7 +26,8 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 LISTED = "tokenizer.ggml."
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {
@@ -47,7 +50,12 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens: Sequence[str] = metadata[LISTED + "tokens"]
     types = [int(t) for t in metadata.get(LISTED + "token_type", [NORMAL] * len(tokens))]
     space_prefix = bool(metadata.get(LISTED + "add_space_prefix", kind == "llama"))
-    backend = _cached(metadata, lambda: _byte_level(metadata, tokens, types) if kind == "gpt2" else _scored(metadata, tokens, types, space_prefix))
+    backend = _cached(
+        metadata,
+        lambda: (
+            _byte_level(metadata, tokens, types) if kind == "gpt2" else _scored(metadata, tokens, types, space_prefix)
+        ),
+    )
     bos, eos = metadata.get(LISTED + "bos_token_id"), metadata.get(LISTED + "eos_token_id")
     ends = {int(metadata[LISTED + key]) for key in ("eos_token_id", "eot_token_id") if LISTED + key in metadata}
     if eos is not None and tokens[int(eos)] in TURN_ENDS:
@@ -84,7 +92,7 @@ def _digest(metadata: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(f"{VERSION}".encode())
     for key in ("model", "pre", "add_space_prefix", "tokens", "token_type", "scores", "merges"):
         value = metadata.get(LISTED + key)
-        if hasattr(value, "tobytes"):
+        if isinstance(value, np.ndarray):
             digest.update(value.tobytes())
         elif isinstance(value, list):
             digest.update("\0".join(map(str, value)).encode())
@@ -99,7 +107,9 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
 
     name = metadata.get(LISTED + "pre", "default")
     if name not in SPLITS:
-        raise UnsupportedModel(f"The GGUF pre-tokenizer `{name}` is not supported.", hint=f"Supported: {', '.join(SPLITS)}.")
+        raise UnsupportedModel(
+            f"The GGUF pre-tokenizer `{name}` is not supported.", hint=f"Supported: {', '.join(SPLITS)}."
+        )
     pattern, digits = SPLITS[name]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata[LISTED + "merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -113,9 +123,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
     return backend
 
 
-def _scored(
-    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], space_prefix: bool
-) -> Backend:
+def _scored(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], space_prefix: bool) -> Backend:
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers
 

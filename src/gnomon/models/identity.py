@@ -10,12 +10,23 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gnomon.models.cache import atomic_write, cache_dir
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Entry = tuple[str, str, tuple[int, ...], str]
 """name, dtype, shape, sha256 of the tensor's bytes."""
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, as they lie."""
+    import torch
+
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def of_tensors(entries: Iterable[Entry]) -> str:

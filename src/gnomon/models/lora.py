@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter laid over a checkpoint: W + scale * B A, computed when a tensor is asked for (arXiv 2106.09685)."""
+"""A PEFT LoRA adapter laid over a checkpoint: W + scale * B A, computed when it is asked for (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class LoraCheckpoint(Checkpoint):
         if self.adapter.get("fan_in_fan_out"):
             delta = delta.T
         if delta.shape != weight.shape:
-            raise CheckpointError(f"{self.path}: the delta of `{name}` is {tuple(delta.shape)}, the weight {tuple(weight.shape)}.")
+            raise CheckpointError(
+                f"{self.path}: the delta of `{name}` is {tuple(delta.shape)}, the weight {tuple(weight.shape)}."
+            )
         return (weight.float() + delta).to(weight.dtype)
 
     def quantized(self, name: str) -> Any:

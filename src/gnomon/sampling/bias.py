@@ -65,5 +65,7 @@ def build(options: LogitBiasOptions, context: StageContext) -> LogitBiasStage | 
     size = context.tokenizer.vocab_size
     for token in options.logit_bias:
         if not 0 <= token < size:
-            raise UsageError(f"`logit_bias`: token id {token} is outside the vocabulary 0..{size - 1}.", param="logit_bias")
+            raise UsageError(
+                f"`logit_bias`: token id {token} is outside the vocabulary 0..{size - 1}.", param="logit_bias"
+            )
     return LogitBiasStage(options.logit_bias)

@@ -21,7 +21,9 @@ class SamplingOptions(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy: the most likely token, always.")] = 0.0
     top_k: Annotated[int, Field(ge=-1, description="Keep the k most likely tokens; 0 or -1 keeps all.")] = 0
     top_p: Annotated[float, Field(gt=0, le=1, description="Keep the smallest set of tokens with this mass.")] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1, description="Keep tokens at least this likely, relative to the top.")] = 0.0
+    min_p: Annotated[float, Field(ge=0, le=1, description="Keep tokens at least this likely, relative to the top.")] = (
+        0.0
+    )
     repetition_penalty: Annotated[
         float, Field(gt=0, le=10, description="Divide (or multiply, below zero) logits of tokens already seen.")
     ] = 1.0
@@ -38,7 +40,9 @@ class SamplingOptions(BaseModel):
         int | None,
         Field(ge=0, le=MOST_LOGPROBS, description="Report each token's logprob, and this many alternatives."),
     ] = None
-    echo: Annotated[bool, Field(description="Put the prompt in front of the text (and its logprobs, when asked).")] = False
+    echo: Annotated[bool, Field(description="Put the prompt in front of the text (and its logprobs, when asked).")] = (
+        False
+    )
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES, description="How many texts to draw for the prompt.")] = 1
 
     @model_validator(mode="after")

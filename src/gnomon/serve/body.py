@@ -33,6 +33,8 @@ def schema(kind: type[BaseModel]) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": kind.model_json_schema(ref_template="#/components/schemas/{model}")}},
+            "content": {
+                "application/json": {"schema": kind.model_json_schema(ref_template="#/components/schemas/{model}")}
+            },
         }
     }

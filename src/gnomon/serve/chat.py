@@ -103,5 +103,3 @@ def _logprobs(tokens: list[TokenLogprob] | None) -> dict[str, Any] | None:
     if tokens is None:
         return None
     return {"content": [logprob_entry(token) for token in tokens], "refusal": None}
-
-

@@ -30,10 +30,16 @@ async def embeddings(request: Request) -> dict[str, Any]:
     vectors = await asyncio.to_thread(model.embed, texts)
     size = vectors.shape[-1]
     if body.dimensions is not None and body.dimensions != size:
-        raise UsageError(f"`dimensions`: `{body.model}` gives {size} numbers, not {body.dimensions}.", param="dimensions")
+        raise UsageError(
+            f"`dimensions`: `{body.model}` gives {size} numbers, not {body.dimensions}.", param="dimensions"
+        )
 
     def encoded(row: Any) -> Any:
-        return base64.b64encode(row.numpy().astype("<f4").tobytes()).decode() if body.encoding_format == "base64" else row.tolist()
+        return (
+            base64.b64encode(row.numpy().astype("<f4").tobytes()).decode()
+            if body.encoding_format == "base64"
+            else row.tolist()
+        )
 
     data = [{"object": "embedding", "index": i, "embedding": encoded(row)} for i, row in enumerate(vectors)]
     count = sum(await asyncio.to_thread(model.count_tokens, texts))

@@ -34,7 +34,12 @@ def body(message: str, status: int, *, param: str | None = None, code: str | Non
 
 
 def response(
-    message: str, status: int, *, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+    message: str,
+    status: int,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     extra = dict(headers or {})
     if status in (429, 503):

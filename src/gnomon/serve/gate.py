@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gnomon.errors import GnomonError
 from gnomon.serve import errors
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -57,7 +58,9 @@ class Gate:
         host = headers.get("host", "")
         if not _host_allowed(host, policy.hosts):
             return errors.response(
-                f"Host `{host[:100]}` is not served here; the operator may add it with --allowed-host.", 403, code="host"
+                f"Host `{host[:100]}` is not served here; the operator may add it with --allowed-host.",
+                403,
+                code="host",
             )
         origin = headers.get("origin")
         if origin and not _origin_allowed(origin, host, policy.origins):
@@ -114,7 +117,7 @@ class Gate:
         return limited
 
 
-class BodyTooLarge(errors.GnomonError):
+class BodyTooLarge(GnomonError):
     """A chunked body outgrew the limit."""
 
     status = 413

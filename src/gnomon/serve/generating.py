@@ -16,9 +16,10 @@ from fastapi import Request
 from gnomon.capability import Origin
 from gnomon.errors import UsageError
 from gnomon.generation import Chunk, Generation, TokenLogprob, Usage
-from gnomon.model import Model, Submission
+from gnomon.model import Model
 from gnomon.serve.protocol import split_options
 from gnomon.serve.state import ServerState
+from gnomon.submission import Submission, join
 
 
 class Generating:
@@ -59,8 +60,6 @@ class Generating:
 
     async def collect(self, request: Request) -> list[Generation]:
         """All choices, finished. A client that goes away cancels them."""
-        from gnomon.model import join
-
         gathered: dict[int, list[Chunk]] = {}
 
         async def gather() -> None:

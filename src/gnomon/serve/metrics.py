@@ -30,7 +30,9 @@ class Metrics:
         self.rejected = Counter("gnomon:request_rejected", "Requests answered 429", registry=r)
         self.prompt_tokens = Counter("gnomon:prompt_tokens", "Prompt tokens of finished choices", registry=r)
         self.generation_tokens = Counter("gnomon:generation_tokens", "Generated tokens", registry=r)
-        self.first_token = Histogram("gnomon:time_to_first_token_seconds", "Admission to first text", buckets=SECONDS, registry=r)
+        self.first_token = Histogram(
+            "gnomon:time_to_first_token_seconds", "Admission to first text", buckets=SECONDS, registry=r
+        )
         self.between = Histogram("gnomon:inter_token_latency_seconds", "Between pieces", buckets=SECONDS, registry=r)
         self.latency = Histogram("gnomon:e2e_request_latency_seconds", "Admission to end", buckets=SECONDS, registry=r)
         r.register(_EngineCollector(state))

@@ -16,7 +16,7 @@ from gnomon.capability import nearest, option_error
 from gnomon.errors import UsageError
 
 BOOKKEEPING = frozenset(
-    "metadata prompt_cache_key prompt_cache_retention safety_identifier service_tier store user".split()
+    ["metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"]
 )
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),

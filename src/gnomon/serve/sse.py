@@ -29,5 +29,7 @@ def stream(events: AsyncGenerator[Mapping[str, Any], None], headers: Mapping[str
         yield "data: [DONE]\n\n"
 
     return StreamingResponse(
-        lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+        lines(),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
     )

@@ -15,9 +15,10 @@ from fastapi import Request
 from gnomon.capability import nearest
 from gnomon.errors import ContextLengthExceeded, ModelNotFound, NotReady, Overloaded, UsageError
 from gnomon.generation import Chunk
-from gnomon.model import Model, Submission
+from gnomon.model import Model
 from gnomon.recipe import ServeOptions
 from gnomon.serve.metrics import Metrics
+from gnomon.submission import Submission
 
 
 class ServerState:

@@ -1,0 +1,149 @@
+"""`gnomon.load`: from a model reference to a running Model.
+
+Resolvers (recipes, merge files, ensembles) turn a reference into a model and defaults; then checkpoint, network,
+numeric profile and engine follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnomon.arch.network import Network, build_network
+from gnomon.capability import Registry, load_attribute
+from gnomon.engine.runner import PagedRunner
+from gnomon.engine.worker import EngineWorker
+from gnomon.errors import UsageError
+from gnomon.kernels import make_operators
+from gnomon.kernels.batch import PAGE
+from gnomon.kernels.profile import NumericProfile
+from gnomon.model import Model
+from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.reference import open_checkpoint
+from gnomon.models.zoo import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    import torch
+
+PROFILES = ("fp32", "bf16", "int8", "gguf")
+ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
+
+
+def load(
+    ref: str | Path | None = None,
+    *,
+    profile: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    chat_template: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    kv_memory: int | None = None,
+    max_sequences: int = 64,
+    token_budget: int = 256,
+    max_context: int | None = None,
+    kernel: str | None = None,
+) -> Model:
+    """Open a model by reference; a missing free zoo model is fetched, with progress.
+
+    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file; default smollm2-135m-instruct.
+    profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
+    kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
+    max_context: refuse longer sequences than this, below the model's own limit.
+    Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
+    """
+    if device not in (None, "cpu"):
+        raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
+    chosen = _profile_name(profile, dtype)
+    source, own_defaults = _resolve(ref if ref is not None else DEFAULT_MODEL)
+    checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
+    merged = {**own_defaults, **(defaults or {})}
+    template = chat_template if chat_template is not None else merged.pop("chat_template", None)
+    merged.pop("chat_template", None)
+    if checkpoint.config.get("architectures", [""])[0] in ENCODERS:
+        from gnomon.arch.encoder import build_encoder
+
+        return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged, open_model=load)
+    ops = make_operators(chosen, kernel=kernel, threads=threads)
+    network = build_network(checkpoint, ops)
+    profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
+    worker = start_engine(
+        network,
+        fingerprint=profile_of.fingerprint,
+        kv_memory=kv_memory,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+        max_context=max_context,
+    )
+    return Model(
+        checkpoint,
+        network=network,
+        worker=worker,
+        profile=profile_of,
+        defaults=merged,
+        chat_template=template,
+        open_model=load,
+    )
+
+
+def start_engine(
+    network: Network,
+    *,
+    fingerprint: str,
+    kv_memory: int | None = None,
+    max_sequences: int = 64,
+    token_budget: int = 256,
+    max_context: int | None = None,
+) -> EngineWorker:
+    """An engine thread over a network, with key-value pages for what it may run at once."""
+    context = min(network.max_context, max_context or network.max_context)
+    per_sequence = -(-context // PAGE)
+    if kv_memory is None:
+        wanted = per_sequence * max_sequences * network.page_bytes
+        kv_memory = max(per_sequence * network.page_bytes, min(wanted, _free_memory() // 4))
+    pages = kv_memory // network.page_bytes
+    if pages < 1:
+        raise UsageError(
+            f"kv_memory {kv_memory} bytes holds no page ({network.page_bytes} bytes each).", param="kv_memory"
+        )
+    return EngineWorker(
+        PagedRunner(network, page_count=pages, max_context=context),
+        fingerprint=fingerprint,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+    )
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free now; 4 GiB where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def _profile_name(profile: str | None, dtype: Any) -> str:
+    """The numeric profile's name from `profile=` or its alias `dtype=` (a name or a torch dtype)."""
+    if profile is not None and dtype is not None and profile != _spelling(dtype):
+        raise UsageError(f"profile `{profile}` and dtype `{dtype}` disagree.", param="dtype")
+    name = _spelling(profile if profile is not None else dtype if dtype is not None else "fp32")
+    if name not in PROFILES:
+        raise UsageError(f"Unknown profile `{name}`.", hint=f"Known: {', '.join(PROFILES)}.", param="profile")
+    return name
+
+
+def _spelling(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "auto": "fp32"}.get(name, name)
+
+
+def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
+    """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults."""
+    for capability in Registry.installed().capabilities.values():
+        if capability.resolver and (found := load_attribute(capability.resolver)(ref)) is not None:
+            return found.model, dict(found.defaults)
+    return ref, {}

@@ -1,0 +1,149 @@
+"""A Submission: one prompt's n running choices, to iterate over, to await, or to collect.
+
+The engine's thread puts chunks in; a consumer on any thread or event loop takes them out. Dropping it cancels them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+from gnomon.capability import Stages
+from gnomon.engine.request import Finished, Request, SamplingParams
+from gnomon.engine.worker import EngineWorker
+from gnomon.errors import GnomonError
+from gnomon.generation import Chunk, Generation, TokenLogprob
+from gnomon.session import TextSession
+
+
+class Submission:
+    """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
+
+    def __init__(self, worker: EngineWorker, id: str, seed: int, prompt_tokens: int) -> None:
+        self.worker = worker
+        self.id = id
+        self.seed = seed
+        self.prompt_tokens = prompt_tokens
+        self.requests: list[str] = []
+        self._queue: queue.SimpleQueue[Chunk | GnomonError] = queue.SimpleQueue()
+        self._listener: Callable[[Chunk | GnomonError], None] | None = None
+        self._lock = threading.Lock()
+
+    def put(self, item: Chunk | GnomonError) -> None:
+        """Called on the engine's thread."""
+        with self._lock:
+            if self._listener is not None:
+                self._listener(item)
+            else:
+                self._queue.put(item)
+
+    def cancel(self) -> None:
+        for request in self.requests:
+            self.worker.cancel(request)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        left = len(self.requests)
+        try:
+            while left:
+                item = self._queue.get()
+                if isinstance(item, GnomonError):
+                    raise item
+                left -= item.finish_reason is not None
+                yield item
+        finally:
+            if left:
+                self.cancel()
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """The chunks, asynchronously; leaving early cancels the requests within a token."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Chunk | GnomonError] = asyncio.Queue()
+
+        def listener(item: Chunk | GnomonError) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        with self._lock:
+            while not self._queue.empty():
+                inbox.put_nowait(self._queue.get())
+            self._listener = listener
+        left = len(self.requests)
+        try:
+            while left:
+                item = await inbox.get()
+                if isinstance(item, GnomonError):
+                    raise item
+                left -= item.finish_reason is not None
+                yield item
+        finally:
+            if left:
+                self.cancel()
+
+    def collect(self) -> list[Generation]:
+        """Wait for all choices, in index order."""
+        gathered: dict[int, list[Chunk]] = {}
+        for chunk in self:
+            gathered.setdefault(chunk.index, []).append(chunk)
+        return [join(gathered[index]) for index in sorted(gathered)]
+
+    async def acollect_all(self) -> list[Generation]:
+        """collect(), awaitable."""
+        gathered: dict[int, list[Chunk]] = {}
+        async for chunk in self.chunks():
+            gathered.setdefault(chunk.index, []).append(chunk)
+        return [join(gathered[index]) for index in sorted(gathered)]
+
+    async def acollect(self) -> Generation | list[Generation]:
+        results = await self.acollect_all()
+        return results if len(results) > 1 else results[0]
+
+
+def join(chunks: Sequence[Chunk]) -> Generation:
+    """One choice's chunks as a finished Generation."""
+    last = chunks[-1]
+    if last.finish_reason is None or last.usage is None:
+        raise GnomonError("The stream of a choice ended without a finish reason.")
+    with_logprobs = any(chunk.logprobs is not None for chunk in chunks)
+    prompt: list[TokenLogprob] | None = next((c.prompt_logprobs for c in chunks if c.prompt_logprobs), None)
+    return Generation(
+        id=last.id,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        logprobs=[t for chunk in chunks for t in chunk.logprobs or ()] if with_logprobs else None,
+        finish_reason=last.finish_reason,
+        seed=last.seed,
+        fingerprint=last.fingerprint,
+        usage=last.usage,
+        index=last.index,
+        prompt_logprobs=prompt,
+        findings=tuple(finding for chunk in chunks for finding in chunk.findings),
+    )
+
+
+def make_request(
+    submission: Submission,
+    index: int,
+    ids: list[int],
+    params: SamplingParams,
+    stages: Stages,
+    session: TextSession,
+    *,
+    prompt_logprobs: bool,
+) -> Request:
+    def on_finish(finished: Finished) -> None:
+        final = session.on_finish(finished)
+        submission.put(finished.error if finished.error is not None else final)
+
+    return Request(
+        id=f"{submission.id}/{index}",
+        prompt_ids=ids,
+        sampling=params,
+        stream_index=index,
+        fuse=stages.fuse,
+        bias=stages.bias,
+        mask=stages.mask,
+        on_token=session.on_token,
+        on_prompt=session.on_prompt if prompt_logprobs else None,
+        on_finish=on_finish,
+    )
