@@ -209,7 +209,7 @@ class Model:
         parsed = self.registry.parse(options, origin, self.defaults)
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
         ids = self.encode(prompt)
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
         params = self._sampling_params(sampling, seed, len(ids), chat)
         context = StageContext(self.tokenizer, self.name, seed, self._open_model)
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
