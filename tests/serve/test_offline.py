@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.offline
-CUT = ["unshare", "-rn", "--", "sh", "-c", 'ip link set lo up 2>/dev/null || ifconfig lo up 2>/dev/null; exec "$@"', "sh"]
+CUT = [
+    "unshare",
+    "-rn",
+    "--",
+    "sh",
+    "-c",
+    'ip link set lo up 2>/dev/null || ifconfig lo up 2>/dev/null; exec "$@"',
+    "sh",
+]
 SCRIPT = """
 import sys, urllib.request, json
 from helpers.server import serving

@@ -7,10 +7,10 @@ import time
 
 import psutil
 import pytest
-from helpers.server import serving
-from helpers.soak import soak
 
 from gnomon.model import Model
+from helpers.server import serving
+from helpers.soak import soak
 
 
 def settle(model: Model) -> None:
