@@ -103,11 +103,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--soak-seconds", type=float, default=120)
     seconds = parser.parse_args().soak_seconds
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     result: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} CPUs, torch {torch.__version__}",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-        ).stdout.strip(),
+        "machine": f"{platform.machine()}, {psutil.cpu_count()} CPUs, torch {torch.__version__}",
+        "commit": commit.stdout.strip(),
         "help_seconds": spread([help_seconds() for _ in range(9)]),
         "start_to_first_token_seconds": spread([first_token() for _ in range(3)]),
     }
