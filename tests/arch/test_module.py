@@ -48,6 +48,13 @@ def test_what_is_changed_in_the_module_is_seen_by_the_engine(family: str, tmp_pa
             assert (module(torch.tensor([IDS])).logits[0] - after).abs().max() <= 1e-3 * after.std()
 
 
+def test_generating_inside_the_block_is_an_error_and_not_a_deadlock(tmp_path: Path) -> None:
+    with gnomon.load(write_tiny_model(tmp_path / "m"), threads=1) as model:
+        with model.module(), pytest.raises(UsageError, match="wait for itself"):
+            model.generate("abc", max_tokens=1)
+        assert model.generate("abc", max_tokens=1).token_ids
+
+
 def test_gradients_flow_through_the_module(tmp_path: Path) -> None:
     with gnomon.load(write_tiny_model(tmp_path / "m"), threads=1) as model, model.module() as module:
         module(torch.tensor([IDS]), labels=torch.tensor([IDS])).loss.backward()

@@ -132,6 +132,8 @@ class Engine:
         """Nothing computed with the old weights may be used again; running requests start over."""
         for sequence in list(self.scheduler.running):
             self.scheduler.remove(sequence)
+            sequence.prompt_logprobs.clear()
+            sequence.keys = []
             self.scheduler.add(sequence)
         self.pool.flush(fingerprint)
 

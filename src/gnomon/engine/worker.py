@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from gnomon.engine.engine import Engine, EngineStats
 from gnomon.engine.request import Request
 from gnomon.engine.runner import Runner
-from gnomon.errors import NotReady
+from gnomon.errors import NotReady, UsageError
 
 Result = TypeVar("Result")
 __all__ = ["EngineStats", "EngineWorker"]
@@ -34,6 +35,7 @@ class EngineWorker:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._paused_by: int | None = None
         self._thread = threading.Thread(target=self._loop, name="gnomon-engine", daemon=True)
         self._thread.start()
 
@@ -77,9 +79,11 @@ class EngineWorker:
 
         self._post(hold)
         entered.wait()
+        self._paused_by = threading.get_ident()
         try:
             yield
         finally:
+            self._paused_by = None
             leave.set()
 
     def logits(self, token_ids: list[int]) -> Tensor:
@@ -91,12 +95,16 @@ class EngineWorker:
         return self.run_exclusive(lambda: self._engine.hidden(token_ids))
 
     def weights_changed(self, fingerprint: str) -> None:
-        """Flush what was computed with the old weights."""
-        self._post(lambda: self._engine.weights_changed(fingerprint))
+        """Flush what was computed with the old weights, before another step runs."""
+        if self._paused_by == threading.get_ident():
+            self._engine.weights_changed(fingerprint)  # the engine's thread is held: nothing else touches it
+        else:
+            self._post(lambda: self._engine.weights_changed(fingerprint))
 
     def stats(self) -> EngineStats:
         """A snapshot; counters only, so it needs no pause. What waits in the inbox counts as waiting."""
-        return self._engine.stats()
+        stats = self._engine.stats()
+        return replace(stats, waiting=stats.waiting + len(self._inbox))
 
     def close(self) -> None:
         """Cancel everything and join the thread. Idempotent."""
@@ -107,6 +115,11 @@ class EngineWorker:
             self._thread.join()
 
     def _post(self, action: Callable[[], None]) -> None:
+        if self._paused_by == threading.get_ident():
+            raise UsageError(
+                "The engine is paused by this very thread (model.module()): it would wait for itself.",
+                hint="Leave the block first, or use the module itself.",
+            )
         with self._wake:
             if self._closing:
                 raise NotReady("The engine was closed.")
