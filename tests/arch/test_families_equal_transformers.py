@@ -10,7 +10,7 @@ import torch
 
 from gnomon.arch.network import build_network
 from gnomon.errors import UnsupportedModel
-from gnomon.kernels import make_operators
+from gnomon.kernels import make_operators, native_reason
 from gnomon.kernels.batch import RaggedBatch, Span
 from gnomon.models.reference import open_checkpoint
 from helpers.tiny import write_tiny_model
@@ -43,8 +43,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("kernel", ["torch", "native"])
 @pytest.mark.parametrize(("family", "overrides"), CASES, ids=lambda value: str(value)[:40])
-def test_logits_equal_transformers_in_ragged_chunks(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+def test_logits_equal_transformers_in_ragged_chunks(
+    family: str, overrides: dict[str, Any], kernel: str, tmp_path: Path
+) -> None:
+    if kernel == "native" and (reason := native_reason()) is not None:
+        pytest.skip(reason)
     folder = write_tiny_model(tmp_path / "m", family, **overrides)
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -53,7 +58,7 @@ def test_logits_equal_transformers_in_ragged_chunks(family: str, overrides: dict
     with torch.no_grad():
         expected = reference(torch.tensor([ids])).logits[0]
     checkpoint = open_checkpoint(folder)
-    network = build_network(checkpoint, make_operators("fp32", kernel="torch", threads=1))
+    network = build_network(checkpoint, make_operators("fp32", kernel=kernel, threads=1))
     pages = network.new_pages(8)
     rows = []
     start = 0

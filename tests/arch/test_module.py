@@ -16,10 +16,12 @@ IDS = [5, 17, 200, 9, 33]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
-@pytest.mark.parametrize("profile", ["fp32", "bf16"])
-def test_the_module_shares_memory_and_gives_the_same_logits(family: str, profile: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "kernel"), [("fp32", "torch"), ("bf16", "torch"), ("fp32", None), ("bf16", None)])
+def test_the_module_shares_memory_and_gives_the_same_logits(
+    family: str, profile: str, kernel: str | None, tmp_path: Path
+) -> None:
     folder = write_tiny_model(tmp_path / "m", family)
-    with gnomon.load(folder, profile=profile, threads=1, kernel="torch") as model:
+    with gnomon.load(folder, profile=profile, threads=1, kernel=kernel) as model:
         ours = model.logits(IDS)
         with model.module() as module:
             assert model.network is not None
@@ -28,7 +30,9 @@ def test_the_module_shares_memory_and_gives_the_same_logits(family: str, profile
                 assert parameter.data_ptr() == live[name].data_ptr(), name
             with torch.no_grad():
                 theirs = module(torch.tensor([IDS])).logits[0]
-        assert (ours - theirs).abs().max() <= 2e-4 * theirs.std()
+        # Native bf16 weights lie in bf16, so the module computes in bf16, we in float32.
+        tolerance = 0.15 if theirs.dtype == torch.bfloat16 else 2e-4
+        assert (ours - theirs).abs().max() <= tolerance * theirs.float().std()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -42,7 +42,7 @@ def test_the_commands_run(page: str, line: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_link_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
-    for name in re.findall(r"(?:`|^\s*\$? ?)gnomon ([a-z]+)", text, re.MULTILINE):
+    for name in re.findall(r"(?:`|^\$ |^    )gnomon ([a-z]+)", text, re.MULTILINE):
         assert name in COMMANDS, name
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (page.parent / link).exists(), link

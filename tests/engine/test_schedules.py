@@ -12,7 +12,7 @@ from gnomon.arch.network import Network, build_network
 from gnomon.engine.engine import Engine
 from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
 from gnomon.engine.runner import PagedRunner
-from gnomon.kernels import make_operators
+from gnomon.kernels import make_operators, native_reason
 from gnomon.kernels.batch import PAGE
 from gnomon.models.reference import open_checkpoint
 
@@ -41,9 +41,12 @@ class Record:
         )
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module", params=["fp32 torch", "bf16 torch", "fp32 native", "bf16 native"])
 def network(request: pytest.FixtureRequest, tiny_dir: Path) -> Network:
-    return build_network(open_checkpoint(tiny_dir), make_operators(request.param, threads=1))
+    dtype, kernel = request.param.split()
+    if kernel == "native" and (reason := native_reason()) is not None:
+        pytest.skip(reason)
+    return build_network(open_checkpoint(tiny_dir), make_operators(dtype, kernel=kernel, threads=1))
 
 
 def params_for(rng: random.Random) -> SamplingParams:

@@ -64,7 +64,7 @@ class Decoder:
         self.embedding_scale = math.sqrt(config.hidden_size) if config.family.scaled_embedding else None
         self.rotary = {layer.rotary: RotaryTable(layer.rotary) for layer in config.layers}
         self._live = loader.live
-        self._plus_one = loader.plus_one
+        self._derived = loader.derived
 
     def new_pages(self, count: int) -> Pages:
         shape = (count, self.config.kv_heads, PAGE, self.config.head_dim)
@@ -145,12 +145,12 @@ class Decoder:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """After weights were changed in place: round them to the profile again, renew the norms' 1 + w."""
+        """After weights were changed in place: round them to the profile again, renew what is derived from them."""
         if self.operators.dtype == "bf16":
             for tensor in self._live.values():
                 tensor.copy_(tensor.to(torch.bfloat16))
-        for weight, plus_one in self._plus_one:
-            plus_one.copy_(weight + 1.0)
+        for derived in self._derived:
+            derived.renew()
 
 
 def lazy_zeros(shape: tuple[int, ...]) -> Tensor:

@@ -30,6 +30,18 @@ class Projection:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A float32 vector that the operators use, made from a stored one: widened, joined, or plus one."""
+
+    stored: Tensor
+    used: Tensor
+    add_one: bool
+
+    def renew(self) -> None:
+        self.used.copy_(self.stored.float() + self.add_one)
+
+
 class WeightLoader:
     """Takes tensors out of a checkpoint by name, checking shapes; remembers every live tensor by its name."""
 
@@ -37,18 +49,23 @@ class WeightLoader:
         self.checkpoint = checkpoint
         self.operators = operators
         self.live: dict[str, Tensor] = {}
-        self.plus_one: list[tuple[Tensor, Tensor]] = []  # (w, w + 1) of norms that multiply by 1 + w
+        self.derived: list[Derived] = []
 
     def vector(self, name: str, size: int, *, add_one: bool = False) -> Tensor:
         """A norm weight or bias, float32. add_one: for networks whose norms multiply by 1 + w."""
+        stored = self._stored(name, size)
+        if stored.dtype == torch.float32 and not add_one:
+            return stored
+        self.derived.append(Derived(stored, stored.float() + add_one, add_one))
+        return self.derived[-1].used
+
+    def _stored(self, name: str, size: int) -> Tensor:
+        """A vector as the profile holds weights, and as `module()` shares it."""
         tensor = self._tensor(name, (size,)).to(torch.float32).clone()
         if self.operators.dtype == "bf16":
-            tensor = tensor.to(torch.bfloat16).to(torch.float32)
+            tensor = tensor.to(torch.bfloat16).to(self.operators.storage)
         self.live[name] = tensor
-        if not add_one:
-            return tensor
-        self.plus_one.append((tensor, tensor + 1.0))
-        return self.plus_one[-1][1]
+        return tensor
 
     def table(self, name: str, rows: int, columns: int) -> LinearWeight:
         """One [N, K] weight on its own (the embedding, the head)."""
@@ -59,12 +76,13 @@ class WeightLoader:
         parts = self._weights([f"{name}.weight" for name in names], sizes, k)
         if not bias:
             return Projection(parts, (None,) * len(parts), self.operators)
-        separate = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)]
         if len(parts) > 1:
-            return Projection(parts, tuple(separate), self.operators)
-        joined = torch.cat(separate)
-        for name, piece in zip(names, torch.split(joined, sizes), strict=True):
-            self.live[f"{name}.bias"] = piece
+            biases = [self.vector(f"{name}.bias", size) for name, size in zip(names, sizes, strict=True)]
+            return Projection(parts, tuple(biases), self.operators)
+        joined = torch.empty(sum(sizes))
+        for name, size, used in zip(names, sizes, torch.split(joined, sizes), strict=True):
+            self.derived.append(Derived(self._stored(f"{name}.bias", size), used, False))
+            self.derived[-1].renew()
         return Projection(parts, (joined,), self.operators)
 
     def _weights(self, names: list[str], sizes: list[int], k: int) -> tuple[LinearWeight, ...]:

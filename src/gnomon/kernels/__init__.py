@@ -28,18 +28,18 @@ def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None
         from gnomon.kernels.torch_operators import TorchOperators
 
         return TorchOperators(dtype, count)
-    made: Operators = _native().NativeOperators(dtype, count)
+    made: Operators = _native_room().NativeOperators(dtype, count)
     return made
 
 
 def native_reason() -> str | None:
     """Why the native kernels are not available; None when they are."""
     try:
-        reason: str | None = _native().unavailable_reason()
+        reason: str | None = _native_room().unavailable_reason()
     except ImportError:
         return "this version has none yet; the pure-torch ones are used"
     return reason
 
 
-def _native() -> Any:
+def _native_room() -> Any:
     return importlib.import_module("gnomon.kernels.native_operators")

@@ -42,6 +42,7 @@ class RaggedBatch:
     token_ids_T: Tensor  # int64
     positions_T: Tensor  # int64, absolute
     slots_T: Tensor  # int64: page * PAGE + offset, where each row's key and value are written
+    sequences_T: Tensor  # int32: which sequence (row of page_tables_SP) each token belongs to
     starts_S: Tensor  # int32 [S + 1]: rows of sequence s are starts[s]..starts[s + 1]
     contexts_S: Tensor  # int32: keys of sequence s after this step's writes
     page_tables_SP: Tensor  # int32, padded with 0 (never read)
@@ -74,6 +75,9 @@ class RaggedBatch:
             token_ids_T=torch.tensor(tokens, dtype=torch.int64),
             positions_T=torch.tensor(positions, dtype=torch.int64),
             slots_T=torch.tensor(slots, dtype=torch.int64),
+            sequences_T=torch.repeat_interleave(
+                torch.arange(len(spans), dtype=torch.int32), torch.tensor([len(span.token_ids) for span in spans])
+            ),
             starts_S=torch.tensor(starts, dtype=torch.int32),
             contexts_S=torch.tensor([span.end for span in spans], dtype=torch.int32),
             page_tables_SP=tables,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gnomon.kernels.batch import RaggedBatch
@@ -46,6 +47,9 @@ class Operators(Protocol):
     """"native" | "torch": part of the numeric profile."""
     dtype: str
     """"fp32" | "bf16" | "int8" | "gguf": how weights are held and multiplied."""
+
+    storage: torch.dtype
+    """How the profile's weights lie in memory: what `module()` shares."""
 
     def description(self) -> dict[str, object]:
         """What, besides weights and dtype, can change a bit: kernel version, or library versions and CPU class."""

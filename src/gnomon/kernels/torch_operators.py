@@ -22,6 +22,7 @@ class TorchOperators:
     """Implements `Operators` in float32; the bf16 profile rounds the weights and computes in float32 (LayerCast)."""
 
     kernel = "torch"
+    storage = torch.float32
 
     def __init__(self, dtype: str, threads: int) -> None:
         if dtype not in ("fp32", "bf16"):

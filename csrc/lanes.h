@@ -1,0 +1,115 @@
+// Sixteen logical float32 lanes: the unit in which every reduction is defined, whatever the instruction set.
+//
+// One header wraps exactly what portable code cannot say: a fused multiply-add and wide loads. AVX-512 holds the lanes in
+// one register, AVX2 in two, generic code in an array with fmaf. The order of operations is the same in all three, so the
+// bits are too. Compiled with -ffp-contract=off: every fused multiply-add in the library is one written here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+namespace gnomon {
+
+#if defined(__AVX512F__)
+
+struct Lanes {
+  __m512 v;
+  static Lanes zero() { return {_mm512_setzero_ps()}; }
+  static Lanes all(float x) { return {_mm512_set1_ps(x)}; }
+  static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Lanes load(const uint16_t* p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+struct Lanes {
+  __m256 v[2];
+  static Lanes zero() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
+  static Lanes all(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+  static Lanes load(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+  static Lanes load(const uint16_t* p) {
+    Lanes r;
+    for (int i = 0; i < 2; ++i) {
+      __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i)));
+      r.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    return r;
+  }
+  void store(float* p) const { _mm256_storeu_ps(p, v[0]), _mm256_storeu_ps(p + 8, v[1]); }
+};
+inline Lanes fma(Lanes a, Lanes b, Lanes c) {
+  return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}};
+}
+inline Lanes add(Lanes a, Lanes b) { return {{_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1])}}; }
+inline Lanes mul(Lanes a, Lanes b) { return {{_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])}}; }
+
+#else
+
+struct Lanes {
+  float v[16];
+  static Lanes zero() { return all(0.0f); }
+  static Lanes all(float x) {
+    Lanes r;
+    for (float& lane : r.v) lane = x;
+    return r;
+  }
+  static Lanes load(const float* p) {
+    Lanes r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static Lanes load(const uint16_t* p) {
+    Lanes r;
+    for (int i = 0; i < 16; ++i) {
+      uint32_t bits = uint32_t(p[i]) << 16;
+      std::memcpy(&r.v[i], &bits, 4);
+    }
+    return r;
+  }
+  void store(float* p) const { std::memcpy(p, v, sizeof v); }
+};
+inline Lanes fma(Lanes a, Lanes b, Lanes c) {
+  for (int i = 0; i < 16; ++i) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+  return c;
+}
+inline Lanes add(Lanes a, Lanes b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] + b.v[i];
+  return a;
+}
+inline Lanes mul(Lanes a, Lanes b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] * b.v[i];
+  return a;
+}
+
+#endif
+
+// The one horizontal sum: lanes 8 apart, then 4, then 2, then 1.
+inline float tree(Lanes a) {
+  float t[16];
+  a.store(t);
+  for (int width = 8; width; width /= 2)
+    for (int l = 0; l < width; ++l) t[l] = t[l] + t[l + width];
+  return t[0];
+}
+
+// The last, incomplete group of sixteen, padded with +0.
+template <typename T>
+inline Lanes load_tail(const T* p, int64_t count) {
+  T padded[16] = {};
+  std::memcpy(padded, p, size_t(count) * sizeof(T));
+  return Lanes::load(padded);
+}
+
+}  // namespace gnomon
