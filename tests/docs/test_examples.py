@@ -7,8 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gnomon.cli.main import COMMANDS, run
+from gnomon.model import Model
+from gnomon.recipe import check_recipe
+from helpers.server import serving
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,12 +28,22 @@ LINES = [
 
 @pytest.mark.model
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
-def test_the_python_examples_run(page: Path) -> None:
+def test_the_python_examples_run(page: Path, smollm2: Model) -> None:
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, str(page), "exec"), names)
+        if "127.0.0.1:8000" not in block:
+            exec(compile(block, str(page), "exec"), names)
+            continue
+        with serving({"smollm2-135m-instruct": smollm2}) as url:
+            exec(compile(block.replace("http://127.0.0.1:8000", url), str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_recipes_of_a_page_are_recipes(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        check_recipe(yaml.safe_load(block), page.name)
 
 
 @pytest.mark.model
