@@ -21,6 +21,15 @@ class SoakResult:
     failed: list[str] = field(default_factory=list)
     health_seconds: list[float] = field(default_factory=list)
 
+    def plus(self, other: SoakResult) -> SoakResult:
+        return SoakResult(
+            self.finished + other.finished,
+            self.left_early + other.left_early,
+            self.refused + other.refused,
+            self.failed + other.failed,
+            self.health_seconds + other.health_seconds,
+        )
+
 
 async def soak(url: str, model: str, *, clients: int, seconds: float, most_tokens: int = 24) -> SoakResult:
     """Each client asks, reads, and in half of the cases leaves in the middle; a prober times /healthz meanwhile."""
