@@ -15,6 +15,11 @@
 
 namespace gnomon {
 
+// An IEEE half, as quantised files store their scales; widening is exact.
+struct Half {
+  uint16_t bits;
+};
+
 #if defined(__AVX512F__)
 
 struct Lanes {
@@ -26,11 +31,15 @@ struct Lanes {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
   }
+  static Lanes load(const Half* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
 };
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -47,6 +56,10 @@ struct Lanes {
     }
     return r;
   }
+  static Lanes load(const Half* p) {
+    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+    return {{_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))}};
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v[0]), _mm256_storeu_ps(p + 8, v[1]); }
 };
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
@@ -54,8 +67,21 @@ inline Lanes fma(Lanes a, Lanes b, Lanes c) {
 }
 inline Lanes add(Lanes a, Lanes b) { return {{_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1])}}; }
 inline Lanes mul(Lanes a, Lanes b) { return {{_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])}}; }
+inline Lanes larger(Lanes a, Lanes b) { return {{_mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1])}}; }
 
 #else
+
+inline float widen(Half half) {
+  uint32_t sign = uint32_t(half.bits & 0x8000) << 16, exponent = (half.bits >> 10) & 31, fraction = half.bits & 1023;
+  if (exponent == 0) {
+    float small = float(fraction) * 5.9604644775390625e-8f;  // 2^-24
+    return sign ? -small : small;
+  }
+  uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (fraction << 13);
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
 
 struct Lanes {
   float v[16];
@@ -78,6 +104,11 @@ struct Lanes {
     }
     return r;
   }
+  static Lanes load(const Half* p) {
+    Lanes r;
+    for (int i = 0; i < 16; ++i) r.v[i] = widen(p[i]);
+    return r;
+  }
   void store(float* p) const { std::memcpy(p, v, sizeof v); }
 };
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
@@ -92,6 +123,10 @@ inline Lanes mul(Lanes a, Lanes b) {
   for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] * b.v[i];
   return a;
 }
+inline Lanes larger(Lanes a, Lanes b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
 
 #endif
 
@@ -102,6 +137,33 @@ inline float tree(Lanes a) {
   for (int width = 8; width; width /= 2)
     for (int l = 0; l < width; ++l) t[l] = t[l] + t[l + width];
   return t[0];
+}
+
+// The trees of four sums at once: the same additions in the same order, fewer instructions.
+inline void tree4(Lanes a, Lanes b, Lanes c, Lanes d, float* y) {
+#if defined(__AVX512F__)
+  __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee));
+  __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xee));
+  __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  four = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+  four = _mm512_add_ps(four, _mm512_permute_ps(four, 0xb1));
+  const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm_storeu_ps(y, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, four)));
+#elif defined(__AVX2__) && defined(__FMA__)
+  const Lanes* sums[4] = {&a, &b, &c, &d};
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(sums[i]->v[0], sums[i]->v[1]);
+  for (int i = 0; i < 4; i += 2) {
+    __m256 pair = _mm256_add_ps(_mm256_permute2f128_ps(half[i], half[i + 1], 0x20),
+                                _mm256_permute2f128_ps(half[i], half[i + 1], 0x31));
+    pair = _mm256_add_ps(pair, _mm256_permute_ps(pair, 0x4e));
+    pair = _mm256_add_ps(pair, _mm256_permute_ps(pair, 0xb1));
+    y[i] = _mm256_cvtss_f32(pair);
+    y[i + 1] = _mm_cvtss_f32(_mm256_extractf128_ps(pair, 1));
+  }
+#else
+  y[0] = tree(a), y[1] = tree(b), y[2] = tree(c), y[3] = tree(d);
+#endif
 }
 
 // The last, incomplete group of sixteen, padded with +0.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import build_network
 from gnomon.errors import UnsupportedModel
 from gnomon.kernels import make_operators, native_reason
@@ -70,6 +71,30 @@ def test_logits_equal_transformers_in_ragged_chunks(
     ours = torch.cat(rows)
     assert (ours - expected).abs().max() <= 2e-4 * expected.std()
     assert torch.equal(ours.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(("family", "overrides"), CASES, ids=lambda value: str(value)[:40])
+def test_layers_in_one_call_equal_the_operators_one_by_one(
+    family: str, overrides: dict[str, Any], dtype: str, tmp_path: Path
+) -> None:
+    if (reason := native_reason()) is not None:
+        pytest.skip(reason)
+    checkpoint = open_checkpoint(write_tiny_model(tmp_path / "m", family, **overrides))
+    network = build_network(checkpoint, make_operators(dtype, kernel="native", threads=2))
+    assert isinstance(network, Decoder) and network.run_layers is not None
+    ids = torch.randint(3, 290, (150,), generator=torch.Generator().manual_seed(1)).tolist()
+    results = []
+    for run in (network.run_layers, None):
+        network.run_layers = run
+        pages = network.new_pages(8)
+        for start, size in ((0, 64), (64, 3), (67, 83)):
+            spans = [
+                Span(9, ids[:size], 0, [6, 7], "none"),
+                Span(1, ids[start : start + size], start, [4, 1, 5], "all"),
+            ]
+            results.append(network.forward(RaggedBatch.build(spans), pages).numpy().tobytes())
+    assert results[:3] == results[3:]
 
 
 def test_an_unknown_rotary_scaling_is_refused_by_name(tmp_path: Path) -> None:

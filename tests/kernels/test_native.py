@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from conftest import need
-from gnomon.errors import UsageError
+from gnomon.errors import UnsupportedModel, UsageError
 from gnomon.kernels import _native
 from gnomon.kernels.batch import PAGE, RaggedBatch, Span
+from gnomon.kernels.blocks import BLOCK_TYPES, int8_parts
 from gnomon.kernels.native_operators import NativeOperators
+from gnomon.kernels.operators import QuantizedTensor
 from gnomon.kernels.torch_operators import TorchOperators
 
-ISAS = ["v4", "v3", "generic"]
+ISAS = ["v4vnni", "v4", "v3", "generic"]
 ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 64, 65]
 
 
@@ -78,7 +80,7 @@ def everything(ops: NativeOperators) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_every_instruction_set_and_thread_count_gives_the_same_bytes(dtype: str) -> None:
     reference = everything(operators(dtype, 1, "generic"))
     compared = 0
@@ -173,10 +175,88 @@ def test_a_fork_gets_threads_of_its_own() -> None:
 
 
 def test_an_unknown_instruction_set_is_named() -> None:
-    with pytest.raises(UsageError, match="v4, v3, generic"):
+    with pytest.raises(UsageError, match="v4vnni, v4, v3, generic"):
         NativeOperators("fp32", 1, isa="v9")
 
 
-def test_profiles_that_are_not_there_yet_say_so() -> None:
-    with pytest.raises(UsageError, match="fp32 or bf16"):
-        NativeOperators("int8", 1)
+def test_an_unknown_profile_is_named() -> None:
+    with pytest.raises(UsageError, match="fp4"):
+        NativeOperators("fp4", 1)
+
+
+def random_blocks(name: str, n: int, k: int) -> QuantizedTensor:
+    """Blocks of random bits, with scales of ordinary size."""
+    rng = np.random.default_rng(5)
+    known = BLOCK_TYPES[name]
+    rows = rng.integers(0, 256, (n, k // known.inputs * known.size), dtype=np.uint8)
+    blocks = rows.reshape(n, -1, known.size)
+    for at in {"Q6_K": [208]}.get(name, [0, 2] if name.endswith(("_1", "4_K", "5_K")) else [0]):
+        halves = rng.normal(size=blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
+    return QuantizedTensor(torch.from_numpy(rows), (n, k), name)
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_gguf_blocks_keep_their_numbers_and_multiply_alike_everywhere(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    n, k = 37, 768
+    blocks = random_blocks(name, n, k)
+    values = gguf.quants.dequantize(blocks.rows.numpy(), gguf.GGMLQuantizationType[name])
+    exact = torch.from_numpy(np.array(values)).reshape(n, k)
+    x = torch.randn(65, k, generator=torch.Generator().manual_seed(2)) * 3
+    reference = None
+    for isa in ISAS:
+        ops = operators("gguf", 2, isa)
+        weight = ops.linear_weight(blocks)
+        assert torch.equal(ops.embedding(weight, torch.arange(n)), exact)
+        whole = ops.linear(x, weight)
+        for rows in ROWS:
+            assert torch.equal(ops.linear(x[:rows], weight), whole[:rows])
+            assert torch.equal(ops.linear(x[-rows:], weight), whole[-rows:])
+        reference = whole if reference is None else reference
+        assert whole.numpy().tobytes() == reference.numpy().tobytes(), isa
+    assert reference is not None
+    assert (reference - x @ exact.T).norm() < 0.02 * (x @ exact.T).norm()
+
+
+def quantized_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The int8 profile's definition, written out in numpy: groups of 64, integer dots, one fused step per group."""
+    parts = int8_parts(weight)
+    out = np.zeros((len(x), len(weight)))
+    for g in range(0, x.shape[1], 64):
+        piece = x[:, g : g + 64]
+        scale = np.abs(piece).max(axis=1, keepdims=True) / np.float32(127)
+        q = np.rint(piece / np.where(scale > 0, scale, np.float32(1))).astype(np.int64)
+        dots = q @ (parts.q[:, g : g + 64].astype(np.int64) - 128).T
+        step = (scale * parts.scales[:, g // 64][None]).astype(np.float32)
+        out = (dots.astype(np.float64) * step.astype(np.float64) + out).astype(np.float32).astype(np.float64)
+    return out.astype(np.float32)
+
+
+def test_int8_is_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    x, weight = rng.normal(size=(9, 192)).astype(np.float32), rng.normal(size=(40, 192)).astype(np.float32)
+    ops = operators("int8")
+    ours = ops.linear(torch.from_numpy(x), ops.linear_weight(torch.from_numpy(weight))).numpy()
+    assert ours.tobytes() == quantized_product(x, weight).tobytes()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e-40, 0.0])
+def test_int8_rows_with_extreme_values_stay_in_their_row(bad: float) -> None:
+    ops = operators("int8")
+    x = torch.randn(3, 128)
+    weight = ops.linear_weight(torch.randn(5, 128))
+    before = ops.linear(x, weight)
+    x[1] = 0.0
+    x[1, 70] = bad
+    after = ops.linear(x, weight)
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    if np.isfinite(bad):
+        assert torch.equal(after[1], torch.zeros(5))
+    else:
+        assert bool(after[1].isnan().all())
+
+
+def test_a_block_type_that_is_not_run_is_named() -> None:
+    with pytest.raises(UnsupportedModel, match="Q2_K"):
+        operators("gguf").linear_weight(QuantizedTensor(torch.zeros(4, 84, dtype=torch.uint8), (4, 256), "Q2_K"))

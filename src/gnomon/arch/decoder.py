@@ -20,6 +20,7 @@ from gnomon.arch.rotary import RotarySpec, RotaryTable
 from gnomon.arch.weights import Projection, WeightLoader
 from gnomon.errors import UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch
+from gnomon.kernels.layers import MOST_TABLES, LayerPlan, LayersShape
 from gnomon.kernels.operators import Operators
 from gnomon.models.checkpoint import Checkpoint
 
@@ -63,6 +64,7 @@ class Decoder:
         )
         self.embedding_scale = math.sqrt(config.hidden_size) if config.family.scaled_embedding else None
         self.rotary = {layer.rotary: RotaryTable(layer.rotary) for layer in config.layers}
+        self.run_layers = operators.layers(self._plans(), _shape(config)) if self._one_turn() else None
         self._live = loader.live
         self._derived = loader.derived
 
@@ -78,6 +80,9 @@ class Decoder:
         if self.embedding_scale is not None:
             residual_TC = residual_TC * torch.tensor(self.embedding_scale, dtype=torch.float32)
         normed_TC = ops.rms_norm(residual_TC, self.layers[0].attention_norm, config.norm_eps)
+        if self.run_layers is not None:
+            self.run_layers(normed_TC, residual_TC, batch, pages, list(turns.values()))
+            return normed_TC
         for index, layer in enumerate(self.layers):
             mixed_TC = self._attention(layer, normed_TC, batch, pages[index], turns)
             if layer.post_attention_norm is not None:
@@ -90,6 +95,31 @@ class Decoder:
             following = self.final_norm if last else self.layers[index + 1].attention_norm
             normed_TC, residual_TC = ops.add_rms_norm(fed_TC, residual_TC, following, config.norm_eps)
         return normed_TC
+
+    def _one_turn(self) -> bool:
+        """Whether all rotary tables have one width and are few enough for one native call."""
+        return len({spec.size for spec in self.rotary}) == 1 and len(self.rotary) <= MOST_TABLES
+
+    def _plans(self) -> list[LayerPlan]:
+        tables = list(self.rotary)
+        following = [layer.attention_norm for layer in self.layers[1:]] + [self.final_norm]
+        return [
+            LayerPlan(
+                query_key_value=layer.query_key_value.weighted,
+                attention_out=layer.attention_out.weighted,
+                gate_up=layer.gate_up.weighted,
+                down=layer.down.weighted,
+                query_norm=layer.query_norm,
+                key_norm=layer.key_norm,
+                post_attention_norm=layer.post_attention_norm,
+                mlp_norm=layer.mlp_norm,
+                post_mlp_norm=layer.post_mlp_norm,
+                following_norm=norm,
+                window=layer.config.window,
+                rotary=tables.index(layer.config.rotary),
+            )
+            for layer, norm in zip(self.layers, following, strict=True)
+        ]
 
     def _attention(
         self,
@@ -151,6 +181,20 @@ class Decoder:
                 tensor.copy_(tensor.to(torch.bfloat16))
         for derived in self._derived:
             derived.renew()
+
+
+def _shape(c: DecoderConfig) -> LayersShape:
+    return LayersShape(
+        hidden=c.hidden_size,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        inner=c.intermediate_size,
+        eps=c.norm_eps,
+        scale=c.attention_scale,
+        softcap=c.attention_softcap,
+        gelu=c.activation != "silu",
+    )
 
 
 def lazy_zeros(shape: tuple[int, ...]) -> Tensor:

@@ -24,6 +24,10 @@ class Projection:
     biases: tuple[Tensor | None, ...]
     operators: Operators
 
+    @property
+    def weighted(self) -> tuple[tuple[LinearWeight, Tensor | None], ...]:
+        return tuple(zip(self.parts, self.biases, strict=True))
+
     def __call__(self, x_TK: Tensor) -> Tensor:
         """[T, K] -> [T, N]."""
         outputs = [self.operators.linear(x_TK, w, b) for w, b in zip(self.parts, self.biases, strict=True)]
@@ -88,8 +92,9 @@ class WeightLoader:
     def _weights(self, names: list[str], sizes: list[int], k: int) -> tuple[LinearWeight, ...]:
         """One joined weight, or one per name where the profile keeps the file's own blocks."""
         if self.operators.dtype == "gguf":
+            blocks: list[QuantizedTensor | Tensor]
             blocks = [self._quantized(name, (size, k)) for name, size in zip(names, sizes, strict=True)]
-            return tuple(self.operators.linear_weight(block) for block in blocks)
+            return tuple(self.operators.linear_weight(block) for block in _joined(blocks))
         joined = torch.empty(sum(sizes), k)
         for name, size, rows in zip(names, sizes, torch.split(joined, sizes), strict=True):
             rows.copy_(self._tensor(name, (size, k)))
@@ -117,3 +122,12 @@ class WeightLoader:
             raise CheckpointError(
                 f"{self.checkpoint.reference}: tensor `{name}` has shape {found}, its config asks for {shape}."
             )
+
+
+def _joined(blocks: list[QuantizedTensor | Tensor]) -> list[QuantizedTensor | Tensor]:
+    """Parts of one block type as one, so that one product does them all."""
+    quantized = [block for block in blocks if isinstance(block, QuantizedTensor)]
+    if len(quantized) < len(blocks) or len({block.type_name for block in quantized}) > 1:
+        return blocks
+    rows, first = torch.cat([block.rows for block in quantized]), quantized[0]
+    return [QuantizedTensor(rows, (rows.shape[0], first.shape[1]), first.type_name)]

@@ -44,12 +44,14 @@ class Scheduler:
         """The next step's work: (sequence, how many of its tokens). Empty when there is nothing to do."""
         budget = self.token_budget
         work: Work = []
+        preempted = self.preemptions
         decoding = [s for s in self.running if s.pending == 1]
         filling = [s for s in self.running if s.pending > 1]
         for sequence in [*decoding, *filling]:
             if sequence in self.running and budget > 0:
                 budget -= self._grant(sequence, budget, work)
-        while budget > 0 and (admitted := self._admit(budget)) is not None:
+        # Who was put back in this step is not admitted again in it: the pages it lacked are still in use.
+        while budget > 0 and self.preemptions == preempted and (admitted := self._admit(budget)) is not None:
             budget -= self._grant(admitted, budget, work)
         return work
 

@@ -5,7 +5,9 @@ Idle it sleeps. Callbacks of requests run on its thread; submitting and cancelli
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,6 +26,16 @@ Result = TypeVar("Result")
 __all__ = ["EngineStats", "EngineWorker"]
 
 
+OPEN: weakref.WeakSet[EngineWorker] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An interpreter that ends under a running engine thread would tear it down in the middle of native code."""
+    for worker in list(OPEN):
+        worker.close(timeout=5)
+
+
 class EngineWorker:
     """Owns one Engine."""
 
@@ -38,6 +50,7 @@ class EngineWorker:
         self._paused_by: int | None = None
         self._thread = threading.Thread(target=self._loop, name="gnomon-engine", daemon=True)
         self._thread.start()
+        OPEN.add(self)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises at once what could never run; NotReady after close()."""
@@ -106,13 +119,13 @@ class EngineWorker:
         stats = self._engine.stats()
         return replace(stats, waiting=stats.waiting + len(self._inbox))
 
-    def close(self) -> None:
-        """Cancel everything and join the thread. Idempotent."""
+    def close(self, timeout: float | None = None) -> None:
+        """Cancel everything and join the thread (for at most `timeout` seconds). Idempotent."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(timeout)
 
     def _post(self, action: Callable[[], None]) -> None:
         if self._paused_by == threading.get_ident():

@@ -1,7 +1,8 @@
 """The canonical operators in C++ (csrc/): the same bits on every instruction set, thread count and batch.
 
-A reduction is sixteen float32 lanes with fused multiply-adds and one fixed tree; exp is our own polynomial. Weights
-stay in torch's row-major memory, float32 or bfloat16 widened in registers (LayerCast), so `module()` can share them.
+A reduction is sixteen float32 lanes with fused multiply-adds and one fixed tree; exp is our own polynomial. fp32 and
+bf16 weights stay in torch's row-major memory, widened in registers (LayerCast), so `module()` can share them; int8 and
+gguf weights lie in panels (csrc/quantized.h), multiplied with activations rounded to bytes per row and group.
 Legend: T rows, K inputs, N outputs, H query heads, G key-value heads, D head size, R = half the rotated channels.
 """
 
@@ -9,19 +10,26 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.kernels import _native
 from gnomon.kernels.batch import PAGE, RaggedBatch
+from gnomon.kernels.blocks import INT8_KIND, Parts, block_type, int8_parts, parts_of
+from gnomon.kernels.layers import LayerPlan, LayersRun, LayersShape
+from gnomon.kernels.native_layers import NativeLayers, NativeWeight, native_weight
 from gnomon.kernels.operators import LinearWeight, QuantizedTensor
 
 unavailable_reason = _native.unavailable_reason
 pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
-    "gnomon_linear_f32": [pointer] * 4 + [integer] * 3,
-    "gnomon_linear_bf16": [pointer] * 4 + [integer] * 3,
+    "gnomon_linear": [pointer, ctypes.POINTER(NativeWeight), integer, pointer, integer, integer],
+    "gnomon_pack": [integer] + [pointer] * 4 + [integer] * 2,
+    "gnomon_packed_size": [integer] * 3,
+    "gnomon_unpack_rows": [integer] + [pointer] * 2 + [integer, pointer, integer],
+    "gnomon_layers": [pointer, integer] + [pointer] * 5,
     "gnomon_rms_norm": [pointer] * 3 + [integer] * 2 + [real],
     "gnomon_add_rms_norm": [pointer] * 5 + [integer] * 2 + [real],
     "gnomon_rotary": [pointer] * 4 + [integer] * 4,
@@ -33,22 +41,25 @@ SIGNATURES = {
 }
 
 
+RESULTS = {"gnomon_packed_size": integer, "gnomon_linear": ctypes.c_int, "gnomon_layers": ctypes.c_int}
+DTYPES = ("fp32", "bf16", "int8", "gguf")
+
+
 class NativeOperators:
     """Implements `Operators`. isa: for tests; the numeric profile does not contain it, because the bits do not."""
 
     kernel = "native"
 
     def __init__(self, dtype: str, threads: int, *, isa: str | None = None) -> None:
-        if dtype not in ("fp32", "bf16"):
-            raise UsageError(f"The profile `{dtype}` is not there yet.", hint="Use fp32 or bf16.", param="profile")
+        if dtype not in DTYPES:
+            raise UsageError(f"Unknown profile `{dtype}`.", hint=f"Known: {', '.join(DTYPES)}.", param="profile")
         self.dtype = dtype
         self.storage = torch.bfloat16 if dtype == "bf16" else torch.float32
         self.threads = threads
         self.library = _native.open_library(isa)
         for name, arguments in SIGNATURES.items():
             getattr(self.library, name).argtypes = arguments
-            getattr(self.library, name).restype = None
-        self._linear = self.library.gnomon_linear_bf16 if dtype == "bf16" else self.library.gnomon_linear_f32
+            getattr(self.library, name).restype = RESULTS.get(name)
         self.library.gnomon_threads(threads)
         torch.set_num_threads(threads)
 
@@ -58,21 +69,42 @@ class NativeOperators:
 
     def linear_weight(self, weight: Tensor | QuantizedTensor) -> LinearWeight:
         if isinstance(weight, QuantizedTensor):
-            raise UsageError("The profiles fp32 and bf16 do not run quantised blocks.", param="profile")
+            return self._packed(block_type(weight.type_name).kind, parts_of(weight.rows.numpy(), weight.type_name))
+        if self.dtype == "int8":
+            return self._packed(INT8_KIND, int8_parts(weight.float().numpy()))
         data = weight.to(self.storage).contiguous()
-        return LinearWeight(n=data.shape[0], k=data.shape[1], data=data, tensor=data)
+        return LinearWeight(n=data.shape[0], k=data.shape[1], data=data, tensor=data, kind=int(self.dtype == "bf16"))
+
+    def _packed(self, kind: int, parts: Parts) -> LinearWeight:
+        n, k = parts.q.shape
+        data = torch.empty(self.library.gnomon_packed_size(kind, n, k), dtype=torch.uint8)
+        q, scales = np.ascontiguousarray(parts.q), np.ascontiguousarray(parts.scales)
+        minima = None if parts.minima is None else np.ascontiguousarray(parts.minima)
+        least = None if minima is None else minima.ctypes.data
+        self.library.gnomon_pack(kind, q.ctypes.data, scales.ctypes.data, least, data.data_ptr(), n, k)
+        return LinearWeight(n=n, k=k, data=data, tensor=None, kind=kind)
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None) -> Tensor:
         x_TK = _ready(x_TK)
         rows = x_TK.shape[0]
         y_TN = torch.empty(rows, weight.n)
-        bias = None if bias_N is None else _ready(bias_N).data_ptr()
-        self._linear(x_TK.data_ptr(), weight.data.data_ptr(), bias, y_TN.data_ptr(), rows, weight.k, weight.n)
+        bias = None if bias_N is None else _ready(bias_N)
+        native = native_weight(weight, bias)
+        self.library.gnomon_linear(x_TK.data_ptr(), native, 1, y_TN.data_ptr(), weight.n, rows)
         return y_TN
 
     def embedding(self, table: LinearWeight, token_ids_T: Tensor) -> Tensor:
-        rows: Tensor = table.data.index_select(0, token_ids_T)
-        return rows.to(torch.float32)
+        if table.kind in (0, 1):
+            rows: Tensor = table.data.index_select(0, token_ids_T)
+            return rows.to(torch.float32)
+        ids = token_ids_T.to(torch.int64).contiguous()
+        out = torch.empty(len(ids), table.k)
+        data, count = table.data.data_ptr(), len(ids)
+        self.library.gnomon_unpack_rows(table.kind, data, ids.data_ptr(), count, out.data_ptr(), table.k)
+        return out
+
+    def layers(self, plans: list[LayerPlan], shape: LayersShape) -> LayersRun | None:
+        return NativeLayers(self.library, plans, shape)
 
     def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         x_TK = _ready(x_TK)

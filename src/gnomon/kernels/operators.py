@@ -10,12 +10,15 @@ Legend: T rows (tokens), K inputs, N outputs, H query heads, G key-value heads, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gnomon.kernels.batch import RaggedBatch
+
+if TYPE_CHECKING:
+    from gnomon.kernels.layers import LayerPlan, LayersRun, LayersShape
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class LinearWeight:
     k: int
     data: Any
     tensor: Tensor | None
+    kind: int = 0
+    """How `data` lies, for operators that have several layouts."""
 
 
 class Operators(Protocol):
@@ -96,6 +101,9 @@ class Operators(Protocol):
 
         A row at position p sees keys max(0, p - window + 1)..p; keys: [pages, G, PAGE, D] float32.
         """
+
+    def layers(self, plans: list[LayerPlan], shape: LayersShape) -> LayersRun | None:
+        """These layers as one call, bit-equal to the operators one by one; None where there is no such thing."""
 
     def log_softmax(self, logits_RV: Tensor) -> Tensor:
         """log softmax over the vocabulary, each row alone -> [R, V] float32."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch
+from gnomon.kernels.layers import LayerPlan, LayersRun, LayersShape
 from gnomon.kernels.operators import LinearWeight, QuantizedTensor
 
 
@@ -128,6 +129,9 @@ class TorchOperators:
                 row_multiple=self.row_multiple,
             )
         return out_THD.reshape(rows, heads * size)
+
+    def layers(self, plans: list[LayerPlan], shape: LayersShape) -> LayersRun | None:
+        return None
 
     def log_softmax(self, logits_RV: Tensor) -> Tensor:
         return torch.log_softmax(logits_RV, dim=-1)

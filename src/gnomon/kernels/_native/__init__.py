@@ -1,6 +1,6 @@
 """The built native library, one file per instruction set, and the choice among them.
 
-The best one that this processor runs is loaded; GNOMON_ISA=v4|v3|generic takes another: the bits are the same.
+The best one that this processor runs is loaded; GNOMON_ISA=v4vnni|v4|v3|generic takes another: the bits are the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gnomon.errors import UsageError
 
-ORDER = ("v4", "v3", "generic")
+ORDER = ("v4vnni", "v4", "v3", "generic")
 
 
 def folder() -> Path:

@@ -1,0 +1,117 @@
+// A run of decoder layers in one call: the operators of kernels.cpp in the order of gnomon/arch/decoder.py.
+//
+// The same functions do the same work there one by one, so the bits are equal; here nothing crosses into Python between
+// them. Python's ctypes mirrors the two structures.
+#pragma once
+
+#include "attention.h"
+
+namespace gnomon {
+
+struct Layer {
+  const float *query_norm, *key_norm;                // [D] or null
+  const float *post_attention_norm, *post_mlp_norm;  // [C] or null
+  const float *mlp_norm, *following_norm;            // [C]; the next layer's first norm, or the final one
+  Weight query_key_value[3], attention_out, gate_up[2], down;
+  int64_t query_key_value_parts, gate_up_parts;
+  int64_t window, rotary;  // rotary: which of the step's tables
+};
+
+struct Step {
+  int64_t T, C, H, G, D, F, P, R;  // R: half the rotated channels
+  float eps, scale, softcap;
+  int32_t gelu;
+  const float* cos[4];  // [T, R] per rotary table
+  const float* sin[4];
+  const int32_t *tables, *sequence_of;
+  const int64_t *positions, *slots;
+};
+
+inline void normalise(const float* x, const float* weight, float* y, int64_t K, float eps) {
+  float scale = 1.0f / __builtin_sqrtf(dot16(x, x, K) / float(K) + eps);
+  for (int64_t k = 0; k < K; ++k) y[k] = (x[k] * scale) * weight[k];
+}
+
+inline void add_normalise(const float* x, const float* residual, const float* weight, float* y, float* total, int64_t K,
+                          float eps) {
+  for (int64_t k = 0; k < K; ++k) total[k] = x[k] + residual[k];
+  normalise(total, weight, y, K, eps);
+}
+
+// The first 2R channels of a head turn (pairs i, i + R), the rest pass.
+inline void rotate(const float* a, const float* c, const float* s, float* b, int64_t R, int64_t D) {
+  for (int64_t i = 0; i < R; ++i) {
+    b[i] = a[i] * c[i] - a[R + i] * s[i];
+    b[R + i] = a[R + i] * c[i] + a[i] * s[i];
+  }
+  for (int64_t i = 2 * R; i < D; ++i) b[i] = a[i];
+}
+
+inline void silu_mul(const float* x, float* y, int64_t F) {
+  for (int64_t f = 0; f < F; ++f) y[f] = silu1(x[f]) * x[F + f];
+}
+
+inline void gelu_mul(const float* x, float* y, int64_t F) {
+  for (int64_t f = 0; f < F; ++f) y[f] = gelu1(x[f]) * x[F + f];
+}
+
+template <typename F>
+void for_rows(Pool& pool, int64_t rows, F&& f) {
+  const int64_t ROWS_OF_A_TASK = 16;
+  pool.run((rows + ROWS_OF_A_TASK - 1) / ROWS_OF_A_TASK, [&](int64_t task) {
+    int64_t end = (task + 1) * ROWS_OF_A_TASK < rows ? (task + 1) * ROWS_OF_A_TASK : rows;
+    for (int64_t row = task * ROWS_OF_A_TASK; row < end; ++row) f(row);
+  });
+}
+
+// normed, residual: [T, C], in place. keys, values: per layer. False: a weight of an unknown kind.
+inline bool run_layers(Pool& pool, const Layer* layers, int64_t count, const Step& s, float* const* keys,
+                       float* const* values, float* normed, float* residual) {
+  const int64_t width = (s.H + 2 * s.G) * s.D;
+  static thread_local std::vector<float> joined, queries, mixed, fed, gates, gated;
+  joined.resize(size_t(s.T * width)), queries.resize(size_t(s.T * s.H * s.D)), mixed.resize(size_t(s.T * s.H * s.D));
+  fed.resize(size_t(s.T * s.C)), gates.resize(size_t(s.T * 2 * s.F)), gated.resize(size_t(s.T * s.F));
+  float *joined_at = joined.data(), *queries_at = queries.data(), *fed_at = fed.data();
+  float *gates_at = gates.data(), *gated_at = gated.data();
+  for (int64_t i = 0; i < count; ++i) {
+    const Layer& l = layers[i];
+    const float *cos = s.cos[l.rotary], *sin = s.sin[l.rotary];
+    if (!linear(pool, normed, l.query_key_value, l.query_key_value_parts, joined_at, width, s.T)) return false;
+    for_rows(pool, s.T, [&](int64_t t) {
+      int64_t page = s.slots[t] / PAGE, offset = s.slots[t] % PAGE;
+      for (int64_t h = 0; h < s.H + 2 * s.G; ++h) {
+        float* from = joined_at + t * width + h * s.D;
+        int64_t group = h < s.H ? 0 : (h - s.H) % s.G, slot = ((page * s.G + group) * PAGE + offset) * s.D;
+        if (h >= s.H + s.G) {
+          std::memcpy(values[i] + slot, from, size_t(s.D) * sizeof(float));
+          continue;
+        }
+        const float* norm = h < s.H ? l.query_norm : l.key_norm;
+        if (norm) normalise(from, norm, from, s.D, s.eps);
+        rotate(from, cos + t * s.R, sin + t * s.R, h < s.H ? queries_at + (t * s.H + h) * s.D : keys[i] + slot, s.R, s.D);
+      }
+    });
+    AttentionShape shape{s.H, s.G, s.D, s.P, s.scale, l.window, s.softcap};
+    attention(pool, shape, queries_at, keys[i], values[i], s.tables, s.sequence_of, s.positions, mixed.data(), s.T);
+    if (!linear(pool, mixed.data(), &l.attention_out, 1, fed_at, s.C, s.T)) return false;
+    for_rows(pool, s.T, [&](int64_t t) {
+      float *own = fed_at + t * s.C, *kept = residual + t * s.C;
+      if (l.post_attention_norm) normalise(own, l.post_attention_norm, own, s.C, s.eps);
+      add_normalise(own, kept, l.mlp_norm, normed + t * s.C, kept, s.C, s.eps);
+    });
+    if (!linear(pool, normed, l.gate_up, l.gate_up_parts, gates_at, 2 * s.F, s.T)) return false;
+    for_rows(pool, s.T, [&](int64_t t) {
+      if (s.gelu) gelu_mul(gates_at + t * 2 * s.F, gated_at + t * s.F, s.F);
+      else silu_mul(gates_at + t * 2 * s.F, gated_at + t * s.F, s.F);
+    });
+    if (!linear(pool, gated_at, &l.down, 1, fed_at, s.C, s.T)) return false;
+    for_rows(pool, s.T, [&](int64_t t) {
+      float *own = fed_at + t * s.C, *kept = residual + t * s.C;
+      if (l.post_mlp_norm) normalise(own, l.post_mlp_norm, own, s.C, s.eps);
+      add_normalise(own, kept, l.following_norm, normed + t * s.C, kept, s.C, s.eps);
+    });
+  }
+  return true;
+}
+
+}  // namespace gnomon

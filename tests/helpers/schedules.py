@@ -1,0 +1,117 @@
+"""Random schedules of an engine, and the comparison of every request with its solo run, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from gnomon.arch.network import Network
+from gnomon.engine.engine import Engine
+from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
+from gnomon.engine.runner import PagedRunner
+from gnomon.kernels.batch import PAGE
+
+
+@dataclass
+class Record:
+    """What one request saw."""
+
+    events: list[tuple[int, float | None, tuple[tuple[int, float], ...]]] = field(default_factory=list)
+    prompt: list[PromptLogprob] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+
+    def request(self, number: int, prompt: list[int], params: SamplingParams, index: int = 0) -> Request:
+        def on_token(event: TokenEvent) -> Decision:
+            self.events.append((event.token_id, event.logprob, event.top))
+            return Decision.CONTINUE
+
+        return Request(
+            id=str(number),
+            prompt_ids=prompt,
+            sampling=params,
+            stream_index=index,
+            on_token=on_token,
+            on_prompt=self.prompt.extend,
+            on_finish=self.finished.append,
+        )
+
+
+def params_for(rng: random.Random) -> SamplingParams:
+    greedy = rng.random() < 0.3
+    return SamplingParams(
+        temperature=0.0 if greedy else rng.choice([0.3, 0.8, 1.4]),
+        top_k=rng.choice([0, 0, 5, 40]),
+        top_p=rng.choice([1.0, 0.9, 0.5]),
+        min_p=rng.choice([0.0, 0.05]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        frequency_penalty=rng.choice([0.0, 0.4]),
+        seed=rng.randrange(2**64),
+        max_tokens=rng.randint(1, 12),
+        logprobs=rng.choice([None, 0, 3]),
+        prompt_logprobs=rng.choice([None, None, None, 1]),
+        eos_token_ids=frozenset({2}),
+    )
+
+
+@dataclass
+class Seen:
+    """What the schedules contained: a comparison in which nothing happened proves nothing."""
+
+    requests: int = 0
+    preemptions: int = 0
+    hits: int = 0
+    chunked: int = 0
+    largest_batch: int = 0
+    different: list[str] = field(default_factory=list)
+
+
+def compare_schedule(network: Network, seed: int, seen: Seen, *, vocabulary: int = 290) -> None:
+    """One random schedule: arrivals, chunking, hits, preemption, cancellation; differences go to seen.different."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(3, vocabulary) for _ in range(rng.choice([0, 64, 130]))]
+    jobs = []
+    for number in range(rng.randint(2, 9)):
+        own = [rng.randrange(3, vocabulary) for _ in range(rng.choice([1, 5, PAGE - 1, PAGE, PAGE + 1, 100]))]
+        prompt = (shared if rng.random() < 0.7 else []) + own
+        jobs.append((number, prompt, params_for(rng), rng.randrange(3)))
+    budget = rng.choice([1, 3, 16, 17, 64, 257])
+    pages, most = rng.choice([4, 5, 40]), rng.choice([2, 4, 16])
+    engine = Engine(PagedRunner(network, page_count=pages), max_sequences=most, token_budget=budget)
+    records = {number: Record() for number, *_ in jobs}
+    waiting = list(jobs)
+    cancelled: set[int] = set()
+    while waiting or engine.sequences:
+        while waiting and rng.random() < 0.5:
+            number, prompt, params, index = waiting.pop(0)
+            engine.submit(records[number].request(number, prompt, params, index))
+        if engine.sequences and rng.random() < 0.02:
+            victim = rng.choice(list(engine.sequences))
+            cancelled.add(int(victim))
+            engine.cancel(victim)
+        engine.step()
+    for number, prompt, params, index in jobs:
+        record, alone = records[number], solo(network, number, prompt, params, index)
+        seen.requests += 1
+        same = len(record.finished) == 1 and record.events == alone.events[: len(record.events)]
+        if number not in cancelled:
+            same = same and record.events == alone.events and record.prompt == alone.prompt
+            same = same and record.finished[0].reason == alone.finished[0].reason
+            seen.chunked += len(prompt) > budget
+        if not same:
+            seen.different.append(f"schedule {seed}, request {number}")
+    stats = engine.stats()
+    if (stats.pages_used, stats.running, stats.waiting) != (0, 0, 0):
+        seen.different.append(f"schedule {seed} left {stats}")
+    seen.preemptions += stats.preemptions
+    seen.hits += stats.cached_tokens
+    seen.largest_batch = max(seen.largest_batch, stats.largest_batch)
+
+
+def solo(network: Network, number: int, prompt: list[int], params: SamplingParams, index: int) -> Record:
+    """The request with an engine to itself, in one chunk."""
+    record = Record()
+    engine = Engine(PagedRunner(network, page_count=8), token_budget=1000)
+    engine.submit(record.request(number, prompt, params, index))
+    while engine.step():
+        pass
+    return record
