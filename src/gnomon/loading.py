@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnomon.arch.network import Network, build_network
 from gnomon.capability import Registry, load_attribute
+from gnomon.engine.drafting import PromptLookup
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import UsageError
@@ -26,6 +27,7 @@ from gnomon.models.zoo import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
+SPECULATION = {"lookup": PromptLookup, "off": None}
 PROFILES = ("fp32", "bf16", "int8", "gguf")
 ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
 
@@ -43,6 +45,7 @@ def load(
     max_sequences: int = 64,
     token_budget: int = 256,
     max_context: int | None = None,
+    speculation: str = "lookup",
     kernel: str | None = None,
 ) -> Model:
     """Open a model by reference; a missing free zoo model is fetched, with progress.
@@ -51,6 +54,7 @@ def load(
     profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
     max_context: refuse longer sequences than this, below the model's own limit.
+    speculation: "lookup" (drafts from the text so far, confirmed by the model: the same output, sooner) | "off".
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
     if device not in (None, "cpu"):
@@ -66,6 +70,12 @@ def load(
 
         return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged, open_model=load)
     ops = make_operators(chosen, kernel=kernel, threads=threads)
+    if chosen == "gguf" and not checkpoint.has_blocks:
+        raise UsageError(
+            f"`{checkpoint.reference}` has no quantised blocks for the gguf profile to run.",
+            hint="Use int8, bf16 or fp32, or a .gguf file.",
+            param="profile",
+        )
     network = build_network(checkpoint, ops)
     profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
     worker = start_engine(
@@ -75,6 +85,7 @@ def load(
         max_sequences=max_sequences,
         token_budget=token_budget,
         max_context=max_context,
+        speculation=speculation,
     )
     return Model(
         checkpoint,
@@ -95,8 +106,13 @@ def start_engine(
     max_sequences: int = 64,
     token_budget: int = 256,
     max_context: int | None = None,
+    speculation: str = "lookup",
 ) -> EngineWorker:
     """An engine thread over a network, with key-value pages for what it may run at once."""
+    if speculation not in SPECULATION:
+        raise UsageError(
+            f"Unknown speculation `{speculation}`.", hint=f"Known: {', '.join(SPECULATION)}.", param="speculation"
+        )
     context = min(network.max_context, max_context or network.max_context)
     per_sequence = -(-context // PAGE)
     if kv_memory is None:
@@ -112,6 +128,7 @@ def start_engine(
         fingerprint=fingerprint,
         max_sequences=max_sequences,
         token_budget=token_budget,
+        drafter=SPECULATION[speculation],
     )
 
 

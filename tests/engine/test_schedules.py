@@ -47,7 +47,8 @@ def test_every_request_equals_its_solo_run_bit_for_bit(family: str, kind: str, c
         for seed in range(count // 2):
             compare_schedule(network, 1000 * threads + seed, seen)
     assert seen.different == []
-    assert seen.preemptions > 0 and seen.hits > 0 and seen.chunked > 0 and seen.largest_batch >= 4
+    assert seen.preemptions > 0 and seen.hits > 0 and seen.chunked > 0 and seen.accepted > 0
+    assert seen.largest_batch >= 3
 
 
 @pytest.mark.slow
@@ -78,7 +79,8 @@ def test_real_models_in_250_schedules_each(name: str, profile: str) -> None:
                 }
                 target.write_text(json.dumps(done, indent=2) + "\n")
     assert seen.different == []
-    assert seen.preemptions > 0 and seen.hits > 0 and seen.chunked > 0 and seen.largest_batch >= 4
+    assert seen.preemptions > 0 and seen.hits > 0 and seen.chunked > 0 and seen.accepted > 0
+    assert seen.largest_batch >= 3
 
 
 @pytest.mark.parametrize("budget", [1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 1])

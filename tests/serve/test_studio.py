@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +80,10 @@ def test_hovering_a_token_shows_its_probability_and_the_alternatives(page: Any) 
     assert "%" in page.inner_text("#tip")
 
 
-def test_stop_ends_the_answer_and_the_decoding(page: Any, tiny: Model) -> None:
+def test_stop_ends_the_answer_and_the_decoding(page: Any, tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiny.worker is not None
+    step = tiny.worker._engine.step
+    monkeypatch.setattr(tiny.worker._engine, "step", lambda: (time.sleep(0.02), step())[1])  # time to press a key
     page.route(
         "**/v1/chat/completions",
         lambda route: route.continue_(post_data=route.request.post_data[:-1] + ',"ignore_eos":true}'),

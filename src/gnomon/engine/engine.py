@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gnomon.engine.drafting import Drafter, PromptLookup
 from gnomon.engine.logprobs import Logprobs
 from gnomon.engine.pages import PagePool
 from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogprob, Request, TokenEvent
@@ -24,6 +26,8 @@ from gnomon.engine.sequence import Sequence
 from gnomon.errors import ContextLengthExceeded, EngineFailure, GnomonError, OutOfMemory, PromptError
 from gnomon.kernels.batch import PAGE, Span
 
+MOST_DRAFTING = 4
+"""Sequences in a batch up to which drafts pay: beyond, the rows of a step are used by the sequences themselves."""
 log = logging.getLogger("gnomon.engine")
 
 
@@ -39,26 +43,38 @@ class EngineStats:
     largest_batch: int
     cached_tokens: int
     preemptions: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine:
     """Requests, a scheduler, a runner."""
 
     def __init__(
-        self, runner: Runner, *, fingerprint: str = "", max_sequences: int = 64, token_budget: int = 256
+        self,
+        runner: Runner,
+        *,
+        fingerprint: str = "",
+        max_sequences: int = 64,
+        token_budget: int = 256,
+        drafter: Callable[[], Drafter] | None = PromptLookup,
     ) -> None:
         self.runner = runner
+        self.drafter = drafter if runner.shares_pages else None
         self.pool = PagePool(runner.page_count, fingerprint)
         self.scheduler = Scheduler(self.pool, max_sequences=max_sequences, token_budget=token_budget)
         self.sequences: dict[str, Sequence] = {}
         self.steps = 0
         self.largest_batch = 0
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
         self._arrivals = 0
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Compute one batch. False when there was nothing to do."""
         self._drop_cancelled()
+        self._draft()
         work = self.scheduler.schedule()
         if not work:
             return False
@@ -74,6 +90,7 @@ class Engine:
         keys = self.pool.chain(request.prompt_ids, request.cache_salt) if self.runner.shares_pages else []
         sampler = RequestSampler(request, self.runner.vocab_size)
         sequence = Sequence(self._arrivals, request, sampler, keys)
+        sequence.drafter = self.drafter() if self.drafter is not None else None
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
 
@@ -126,6 +143,8 @@ class Engine:
             largest_batch=self.largest_batch,
             cached_tokens=s.cached_tokens,
             preemptions=s.preemptions,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=self.accepted_tokens,
         )
 
     def weights_changed(self, fingerprint: str) -> None:
@@ -178,9 +197,22 @@ class Engine:
                 self._finish(sequence, "error", failure)
             return []
 
+    def _draft(self) -> None:
+        """Guess what the decoding sequences will say next, while the batch is small enough to have room for it."""
+        running = self.scheduler.running
+        for sequence in running if len(running) <= MOST_DRAFTING else []:
+            if sequence.drafter is None or sequence.pending != 1 or not sequence.sampler.generated:
+                continue
+            left = sequence.request.sampling.max_tokens - len(sequence.sampler.generated) - 1
+            if (most := min(left, sequence.draft_length.next())) > 0:
+                guesses = sequence.drafter.propose(sequence.tokens, most)
+                sequence.drafts = list(takewhile(lambda token: 0 <= token < self.runner.vocab_size, guesses))
+
     def _advance(self, sequence: Sequence, count: int, logits_RV: Tensor) -> None:
         """Book a sequence's computed tokens; when all are, draw the next one."""
         try:
+            drafts, sequence.drafts = sequence.drafts, []
+            count -= len(drafts)
             self._note_prompt(sequence, count, logits_RV)
             before = sequence.full_pages
             sequence.computed += count
@@ -188,12 +220,28 @@ class Engine:
                 ids = sequence.tokens[place * PAGE : (place + 1) * PAGE]
                 self.pool.keep(sequence.pages[place], sequence.keys[place], ids)
             if sequence.pending == 0:
-                self._generate(sequence, logits_RV[-1])
+                self._generate(sequence, logits_RV[-1 - len(drafts)])
+                self._confirm(sequence, drafts, logits_RV)
         except GnomonError as error:
             self._finish(sequence, "error", error)
         except Exception as error:
             log.exception("Request %s failed", sequence.request.id)
             self._finish(sequence, "error", EngineFailure(f"The request failed: {type(error).__name__}: {error}."))
+
+    def _confirm(self, sequence: Sequence, drafts: list[int], logits_RV: Tensor) -> None:
+        """As long as the drawn token is the guessed one, the row after it is computed already: draw from it too."""
+        accepted, length = 0, len(sequence.tokens)
+        for place, draft in enumerate(drafts):
+            alive = sequence.request.id in self.sequences
+            if not alive or len(sequence.tokens) != length + place or sequence.tokens[-1] != draft:
+                break
+            accepted += 1
+            sequence.computed += 1
+            self._generate(sequence, logits_RV[place - len(drafts)])
+        if drafts:
+            sequence.draft_length.learn(len(drafts), accepted)
+            self.draft_tokens += len(drafts)
+            self.accepted_tokens += accepted
 
     def _generate(self, sequence: Sequence, logits_V: Tensor) -> None:
         """Draw a token, tell the request, do as it decides."""

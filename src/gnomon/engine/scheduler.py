@@ -57,7 +57,8 @@ class Scheduler:
 
     def _grant(self, sequence: Sequence, budget: int, work: Work) -> int:
         """Give a sequence pages for its next tokens, putting back younger ones if need be -> tokens granted."""
-        count = min(sequence.pending, budget)
+        self._trim_drafts(sequence, budget)
+        count = min(sequence.pending + len(sequence.drafts), budget)
         while not self._reserve(sequence, sequence.computed + count):
             youngest = max(self.running, key=lambda s: s.order)
             self._put_back(youngest)
@@ -66,6 +67,11 @@ class Scheduler:
                 return 0
         work.append((sequence, count))
         return count
+
+    def _trim_drafts(self, sequence: Sequence, budget: int) -> None:
+        """Drafts take what is left over: no budget and no page is taken from anybody for a guess."""
+        spare = (len(sequence.pages) + self.pool.available) * PAGE - len(sequence.tokens)
+        del sequence.drafts[max(0, min(budget - sequence.pending, spare)) :]
 
     def _reserve(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` tokens; False when the pool is exhausted (what was got is kept)."""
@@ -123,4 +129,5 @@ class Scheduler:
     def _drop_pages(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
         sequence.pages = []
+        sequence.drafts = []
         sequence.computed = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gnomon.engine.drafting import AdaptiveLength, Drafter
 from gnomon.engine.request import PromptLogprob, Request
 from gnomon.engine.sampler import RequestSampler
 from gnomon.kernels.batch import PAGE, Span
@@ -11,7 +12,10 @@ from gnomon.kernels.batch import PAGE, Span
 
 @dataclass(eq=False)
 class Sequence:
-    """number: unique in the engine, and its order of arrival. keys: names of the prompt's full pages."""
+    """number: unique in the engine, and its order of arrival. keys: names of the prompt's full pages.
+
+    drafts: guesses of the tokens after the known ones, for the coming step only.
+    """
 
     number: int
     request: Request
@@ -23,6 +27,9 @@ class Sequence:
     cached_tokens: int = 0
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     cancelled: bool = False
+    drafter: Drafter | None = None
+    draft_length: AdaptiveLength = field(default_factory=AdaptiveLength)
+    drafts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -47,8 +54,12 @@ class Sequence:
         return self.computed // PAGE
 
     def span(self, count: int) -> Span:
-        """The next `count` tokens as work for the runner."""
+        """The next `count` tokens as work for the runner; those past the known ones are drafts."""
         end = self.computed + count
+        if end > len(self.tokens):
+            known = self.tokens[self.computed :]
+            guessed = self.drafts[: count - len(known)]
+            return Span(self.number, known + guessed, self.computed, self.pages, "all")
         if not self.reads_cache and self.computed < len(self.request.prompt_ids):
             wants = "all"
         else:

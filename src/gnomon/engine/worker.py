@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from gnomon.engine.drafting import Drafter, PromptLookup
 from gnomon.engine.engine import Engine, EngineStats
 from gnomon.engine.request import Request
 from gnomon.engine.runner import Runner
@@ -40,9 +41,17 @@ class EngineWorker:
     """Owns one Engine."""
 
     def __init__(
-        self, runner: Runner, *, fingerprint: str = "", max_sequences: int = 64, token_budget: int = 256
+        self,
+        runner: Runner,
+        *,
+        fingerprint: str = "",
+        max_sequences: int = 64,
+        token_budget: int = 256,
+        drafter: Callable[[], Drafter] | None = PromptLookup,
     ) -> None:
-        self._engine = Engine(runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget)
+        self._engine = Engine(
+            runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget, drafter=drafter
+        )
         self.max_context = runner.max_context
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()

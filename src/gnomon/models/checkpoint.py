@@ -66,6 +66,11 @@ class Checkpoint(Mapping[str, "Tensor"], ABC):
     def tokenizer(self) -> Tokenizer:
         """A new tokenizer. Raises CheckpointError when the model came without one."""
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there are quantised blocks at all."""
+        return False
+
     def quantized(self, name: str) -> QuantizedTensor | None:
         """The tensor's quantised blocks as they lie in the file; None for a plain tensor."""
         return None

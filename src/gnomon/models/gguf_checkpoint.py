@@ -63,6 +63,10 @@ class GgufCheckpoint(Checkpoint):
             values = values - np.float32(1)
         return torch.from_numpy(np.ascontiguousarray(values))
 
+    @property
+    def has_blocks(self) -> bool:
+        return any(len(t.shape) == 2 and t.type_name not in (*PLAIN, "BF16") for t in self._tensors.values())
+
     def quantized(self, name: str) -> QuantizedTensor | None:
         import torch
 

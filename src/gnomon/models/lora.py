@@ -99,6 +99,10 @@ class LoraCheckpoint(Checkpoint):
             )
         return (weight.float() + delta).to(weight.dtype)
 
+    @property
+    def has_blocks(self) -> bool:
+        return self.base.has_blocks
+
     def quantized(self, name: str) -> Any:
         return None if name in self._pairs else self.base.quantized(name)
 

@@ -65,6 +65,10 @@ class _EngineCollector(Collector):
         usage = GaugeMetricFamily("gnomon:kv_cache_usage_perc", "Share of pages in use, 0..1", labels=["model"])
         hits = CounterMetricFamily("gnomon:prefix_cache_hits", "Prompt tokens found in the cache", labels=["model"])
         preempted = CounterMetricFamily("gnomon:num_preemptions", "Sequences preempted", labels=["model"])
+        drafted = CounterMetricFamily("gnomon:spec_decode_num_draft_tokens", "Tokens guessed", labels=["model"])
+        accepted = CounterMetricFamily(
+            "gnomon:spec_decode_num_accepted_tokens", "Guessed tokens that the model confirmed", labels=["model"]
+        )
         for name, model in self.state.models.items():
             if model.encoder is not None:
                 continue
@@ -74,4 +78,6 @@ class _EngineCollector(Collector):
             usage.add_metric([name], stats.pages_used / max(stats.pages_total, 1))
             hits.add_metric([name], stats.cached_tokens)
             preempted.add_metric([name], stats.preemptions)
-        return [running, waiting, usage, hits, preempted]
+            drafted.add_metric([name], stats.draft_tokens)
+            accepted.add_metric([name], stats.accepted_tokens)
+        return [running, waiting, usage, hits, preempted, drafted, accepted]
