@@ -27,6 +27,8 @@ from gnomon.models.zoo import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
+SENTINEL_EVERY = 500
+"""One request in so many is decoded twice and compared."""
 SPECULATION = {"lookup": PromptLookup, "off": None}
 PROFILES = ("fp32", "bf16", "int8", "gguf")
 ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
@@ -129,6 +131,7 @@ def start_engine(
         max_sequences=max_sequences,
         token_budget=token_budget,
         drafter=SPECULATION[speculation],
+        sentinel_every=SENTINEL_EVERY,
     )
 
 

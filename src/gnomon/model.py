@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
 from gnomon.capability import Origin, Registry, StageContext
+from gnomon.engine.certificate import Certificate, certified
 from gnomon.engine.request import SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
 from gnomon.errors import (
@@ -135,6 +136,15 @@ class Model:
 
     def stats(self) -> EngineStats:
         return self.worker.stats()
+
+    def certificate(self, *, renew: bool = False) -> Certificate:
+        """This model and profile, self-tested on this machine: see docs/determinism.md. Kept between runs."""
+        network, profile = self.network, self.profile
+        worker = self.worker
+        if network is None or profile is None:
+            raise UnsupportedModel(f"`{self.name}` is an embedding model: there is no certificate for it.")
+        fingerprint, described = profile.fingerprint, profile.as_dict()
+        return worker.run_exclusive(lambda: certified(network, fingerprint, described, renew=renew))
 
     # -- text ---------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,20 @@ EXTRAS = {"hub": "huggingface_hub", "transformers": "transformers"}
 
 
 @app.command()
-def doctor(json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
-    """Check the machine, the kernels, the cache, the models and the extras."""
+def doctor(
+    determinism: bool = typer.Option(False, "--determinism", help="Test a model's exactness on this machine, now."),
+    model: str = typer.Option("", "--model", "-m", metavar="REF", help="With --determinism: which model."),
+    profile: str = typer.Option("", "--profile", help="With --determinism: fp32, bf16, int8 or gguf."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Check the machine, the kernels, the cache, the models and the extras.
+
+    With --determinism: decode a request alone, in company, in chunks, from the cache, after preemption and with drafts,
+    and compare every bit. Ends with code 1 when a bit differs.
+    """
+    if determinism:
+        _determinism(model, profile, json)
+        return
     facts = _facts()
     if json:
         print_json(facts)
@@ -27,6 +39,32 @@ def doctor(json: bool = typer.Option(False, "--json", help="As JSON.")) -> None:
     print_table(("", ""), [(key, value) for key, value in facts.items() if not isinstance(value, dict)])
     for group in ("models", "extras"):
         print_table((group.upper(), ""), list(facts[group].items()))
+
+
+def _determinism(reference: str, profile: str, json: bool) -> None:
+    from gnomon.loading import load
+    from gnomon.models.zoo import DEFAULT_MODEL
+
+    with load(reference or DEFAULT_MODEL, profile=profile or None) as model:
+        certificate = model.certificate(renew=True)
+    if json:
+        print_json(certificate.as_dict())
+    else:
+        words = {True: "passed", False: "FAILED"}
+        rows = [(p.name, words[p.passed], f"{p.compared} comparisons", p.detail) for p in certificate.probes]
+        print_table(("PROBE", "", "", ""), rows)
+        facts = {
+            "fingerprint": certificate.fingerprint,
+            "digest": certificate.digest[:16],
+            "operators": certificate.operator_digest[:16],
+            **{key: str(value) for key, value in certificate.machine.items()},
+            "seconds": certificate.seconds,
+        }
+        print_table(("", ""), list(facts.items()))
+        if not certificate.covered:
+            typer.echo("This network runs through transformers, not on canonical operators: its bits may vary.")
+    if not certificate.passed:
+        raise typer.Exit(1)
 
 
 def _facts() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogpro
 from gnomon.engine.runner import Runner
 from gnomon.engine.sampler import Draw, RequestSampler
 from gnomon.engine.scheduler import Scheduler, Work
+from gnomon.engine.sentinel import Sentinel
 from gnomon.engine.sequence import Sequence
 from gnomon.errors import ContextLengthExceeded, EngineFailure, GnomonError, OutOfMemory, PromptError
 from gnomon.kernels.batch import PAGE, Span
@@ -45,6 +46,8 @@ class EngineStats:
     preemptions: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    sentinel_replays: int = 0
+    sentinel_mismatches: int = 0
 
 
 class Engine:
@@ -58,6 +61,7 @@ class Engine:
         max_sequences: int = 64,
         token_budget: int = 256,
         drafter: Callable[[], Drafter] | None = PromptLookup,
+        sentinel_every: int = 0,
     ) -> None:
         self.runner = runner
         self.drafter = drafter if runner.shares_pages else None
@@ -66,6 +70,7 @@ class Engine:
         self.sequences: dict[str, Sequence] = {}
         self.steps = 0
         self.largest_batch = 0
+        self.sentinel = Sentinel(sentinel_every if runner.shares_pages else 0)
         self.draft_tokens = 0
         self.accepted_tokens = 0
         self._arrivals = 0
@@ -93,6 +98,7 @@ class Engine:
         sequence.drafter = self.drafter() if self.drafter is not None else None
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
+        self.sentinel.admit(request)
 
     def check(self, request: Request) -> None:
         """Raises PromptError, ContextLengthExceeded or OutOfMemory for a request that could never run."""
@@ -145,10 +151,13 @@ class Engine:
             preemptions=s.preemptions,
             draft_tokens=self.draft_tokens,
             accepted_tokens=self.accepted_tokens,
+            sentinel_replays=self.sentinel.replays,
+            sentinel_mismatches=self.sentinel.mismatches,
         )
 
     def weights_changed(self, fingerprint: str) -> None:
         """Nothing computed with the old weights may be used again; running requests start over."""
+        self.sentinel.forget()
         for sequence in list(self.scheduler.running):
             self.scheduler.remove(sequence)
             sequence.prompt_logprobs.clear()
@@ -249,7 +258,10 @@ class Engine:
         if params.max_tokens == 0:
             self._finish(sequence, "length")
             return
+        checksum = self.sentinel.checksum(logits_V) if self.sentinel.watches(sequence.request) else None
         draw: Draw = sequence.sampler.draw(logits_V)
+        if checksum is not None:
+            self.sentinel.drawn(sequence, draw.token_id, checksum)
         index = len(sequence.sampler.generated)
         sequence.sampler.accept(draw.token_id)
         sequence.tokens.append(draw.token_id)
@@ -312,6 +324,8 @@ class Engine:
             cached_tokens=sequence.cached_tokens,
         )
         _tell(sequence.request.on_finish, finished)
+        if (repetition := self.sentinel.ended(sequence, finished)) is not None:
+            self.submit(repetition)
 
 
 def _tell(on_finish: Callable[[Finished], None], finished: Finished) -> None:

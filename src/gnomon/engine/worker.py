@@ -48,9 +48,15 @@ class EngineWorker:
         max_sequences: int = 64,
         token_budget: int = 256,
         drafter: Callable[[], Drafter] | None = PromptLookup,
+        sentinel_every: int = 0,
     ) -> None:
         self._engine = Engine(
-            runner, fingerprint=fingerprint, max_sequences=max_sequences, token_budget=token_budget, drafter=drafter
+            runner,
+            fingerprint=fingerprint,
+            max_sequences=max_sequences,
+            token_budget=token_budget,
+            drafter=drafter,
+            sentinel_every=sentinel_every,
         )
         self.max_context = runner.max_context
         self._inbox: deque[Callable[[], None]] = deque()

@@ -55,13 +55,18 @@ class NativeOperators:
             raise UsageError(f"Unknown profile `{dtype}`.", hint=f"Known: {', '.join(DTYPES)}.", param="profile")
         self.dtype = dtype
         self.storage = torch.bfloat16 if dtype == "bf16" else torch.float32
-        self.threads = threads
         self.library = _native.open_library(isa)
         for name, arguments in SIGNATURES.items():
             getattr(self.library, name).argtypes = arguments
             getattr(self.library, name).restype = RESULTS.get(name)
-        self.library.gnomon_threads(threads)
-        torch.set_num_threads(threads)
+        self.library.gnomon_isa.restype = ctypes.c_char_p
+        self.instruction_set: str = self.library.gnomon_isa().decode()
+        self.use_threads(threads)
+
+    def use_threads(self, count: int) -> None:
+        self.threads = count
+        self.library.gnomon_threads(count)
+        torch.set_num_threads(count)
 
     def description(self) -> dict[str, object]:
         """The version of the definitions: all that can change a bit."""

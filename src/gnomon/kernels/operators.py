@@ -56,6 +56,11 @@ class Operators(Protocol):
     storage: torch.dtype
     """How the profile's weights lie in memory: what `module()` shares."""
 
+    threads: int
+
+    def use_threads(self, count: int) -> None:
+        """Work with this many threads from now on."""
+
     def description(self) -> dict[str, object]:
         """What, besides weights and dtype, can change a bit: kernel version, or library versions and CPU class."""
 

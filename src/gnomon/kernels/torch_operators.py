@@ -37,6 +37,10 @@ class TorchOperators:
         self.row_multiple = 4 * threads
         torch.set_num_threads(threads)
 
+    def use_threads(self, count: int) -> None:
+        self.threads = count
+        torch.set_num_threads(count)
+
     def description(self) -> dict[str, object]:
         """What, besides the weights, can change a bit of these operators: part of the numeric profile."""
         return {

@@ -35,8 +35,10 @@ def create_app(models: Mapping[str, Model], options: ServeOptions | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.ready = True
+        testing = asyncio.create_task(asyncio.to_thread(state.certify))
         yield
         state.ready = False
+        await asyncio.gather(testing, return_exceptions=True)
         await asyncio.to_thread(state.close)
 
     app: FastAPI = FastAPIOffline(

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 
 from gnomon.errors import NotReady
+from gnomon.model import Model
 from gnomon.serve.state import state_of
 from gnomon.version import __version__
 
@@ -54,6 +55,26 @@ async def version() -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/determinism")
+async def determinism(request: Request) -> dict[str, Any]:
+    """Per model: what its self-test on this machine compared, and the result. `null` while it still runs."""
+    state = state_of(request)
+    return {
+        "object": "list",
+        "data": [
+            {"id": name, "certificate": certificate.as_dict() if certificate else None, "sentinel": _sentinel(model)}
+            for name, model in state.models.items()
+            if model.encoder is None
+            for certificate in (state.certificates.get(name),)
+        ],
+    }
+
+
+def _sentinel(model: Model) -> dict[str, int]:
+    stats = model.stats()
+    return {"replays": stats.sentinel_replays, "mismatches": stats.sentinel_mismatches}
 
 
 @router.get("/v1/models")

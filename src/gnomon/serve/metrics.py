@@ -69,6 +69,8 @@ class _EngineCollector(Collector):
         accepted = CounterMetricFamily(
             "gnomon:spec_decode_num_accepted_tokens", "Guessed tokens that the model confirmed", labels=["model"]
         )
+        replays = CounterMetricFamily("gnomon:sentinel_replays", "Requests decoded twice", labels=["model"])
+        alarms = CounterMetricFamily("gnomon:sentinel_mismatches", "Of these, with other bits: alarm", labels=["model"])
         for name, model in self.state.models.items():
             if model.encoder is not None:
                 continue
@@ -80,4 +82,6 @@ class _EngineCollector(Collector):
             preempted.add_metric([name], stats.preemptions)
             drafted.add_metric([name], stats.draft_tokens)
             accepted.add_metric([name], stats.accepted_tokens)
-        return [running, waiting, usage, hits, preempted, drafted, accepted]
+            replays.add_metric([name], stats.sentinel_replays)
+            alarms.add_metric([name], stats.sentinel_mismatches)
+        return [running, waiting, usage, hits, preempted, drafted, accepted, replays, alarms]

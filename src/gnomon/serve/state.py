@@ -6,6 +6,8 @@ when the queue is full. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,12 +15,15 @@ from contextlib import contextmanager
 from fastapi import Request
 
 from gnomon.capability import nearest
+from gnomon.engine.certificate import Certificate
 from gnomon.errors import ContextLengthExceeded, ModelNotFound, NotReady, Overloaded, UsageError
 from gnomon.generation import Chunk
 from gnomon.model import Model
 from gnomon.recipe import ServeOptions
 from gnomon.serve.metrics import Metrics
 from gnomon.submission import Submission
+
+log = logging.getLogger("gnomon.serve")
 
 
 class ServerState:
@@ -29,9 +34,30 @@ class ServerState:
         self.options = options
         self.ready = False
         self.draining = False
+        self.certificates: dict[str, Certificate] = {}
         self.active: set[Submission] = set()
         self.created = int(time.time())
         self.metrics = Metrics(self)
+
+    def certify(self) -> None:
+        """Test every model on this machine; one that fails is not served (GNOMON_UNCERTIFIED=1: all the same)."""
+        for name, model in self.models.items():
+            if model.encoder is not None:
+                continue
+            certificate = self.certificates[name] = model.certificate()
+            if certificate.covered and not certificate.passed:
+                failed = [f"{probe.name}: {probe.detail}" for probe in certificate.probes if not probe.passed]
+                log.error("`%s` failed its self-test on this machine: %s", name, "; ".join(failed))
+
+    def _check_certificate(self, model: Model) -> None:
+        certificate = next((self.certificates.get(name) for name, one in self.models.items() if one is model), None)
+        if certificate is None or not certificate.covered or certificate.passed:
+            return
+        if os.environ.get("GNOMON_UNCERTIFIED") != "1":
+            raise NotReady(
+                f"`{model.name}` failed its self-test on this machine, so its output would not be reproducible.",
+                hint="See GET /v1/determinism. GNOMON_UNCERTIFIED=1 serves it all the same.",
+            )
 
     def model(self, name: str) -> Model:
         """The model of that name. A request never loads anything new."""
@@ -45,6 +71,7 @@ class ServerState:
         """Refuse what does not fit now (429, 503) or ever (400)."""
         if self.draining or not self.ready:
             raise NotReady("The server is shutting down." if self.draining else "The server is starting.")
+        self._check_certificate(model)
         if choices > self.options.max_choices:
             raise UsageError(
                 f"{choices} choices asked for; this server gives at most {self.options.max_choices} per request.",
