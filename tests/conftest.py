@@ -22,6 +22,9 @@ def need(condition: bool, reason: str, switch: str) -> None:
         pytest.skip(reason)
 
 
+os.environ.setdefault("GNOMON_LEDGER", "0")  # tests that mean the ledger say so
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads the developer's own configuration."""

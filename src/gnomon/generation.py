@@ -85,3 +85,28 @@ class Score:
         import math
 
         return math.exp(-self.logprob / len(self.tokens))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished choice, with all that is needed to make it again and to compare it bit for bit.
+
+    created: seconds since 1970. token_ids: every token drawn, an end token included. options: plain values, the seed
+    apart; not replayable when some were not plain. digest: sha256 over each token and the checksum of its logits.
+    """
+
+    id: str
+    choice: int
+    created: float
+    model: str
+    reference: str
+    fingerprint: str
+    profile: str
+    prompt_ids: list[int]
+    options: Mapping[str, Any]
+    replayable: bool
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""
+    digest: str = ""

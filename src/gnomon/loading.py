@@ -19,6 +19,7 @@ from gnomon.errors import UsageError
 from gnomon.kernels import make_operators
 from gnomon.kernels.batch import PAGE
 from gnomon.kernels.profile import NumericProfile
+from gnomon.ledger import Ledger, enabled
 from gnomon.model import Model
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.reference import open_checkpoint
@@ -27,6 +28,7 @@ from gnomon.models.zoo import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
+LEDGER = Ledger()
 SENTINEL_EVERY = 500
 """One request in so many is decoded twice and compared."""
 SPECULATION = {"lookup": PromptLookup, "off": None}
@@ -48,6 +50,7 @@ def load(
     token_budget: int = 256,
     max_context: int | None = None,
     speculation: str = "lookup",
+    ledger: bool | None = None,
     kernel: str | None = None,
 ) -> Model:
     """Open a model by reference; a missing free zoo model is fetched, with progress.
@@ -57,6 +60,7 @@ def load(
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
     max_context: refuse longer sequences than this, below the model's own limit.
     speculation: "lookup" (drafts from the text so far, confirmed by the model: the same output, sooner) | "off".
+    ledger: note every generation in the ledger, to be replayed (default: yes, unless GNOMON_LEDGER=0).
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
     if device not in (None, "cpu"):
@@ -97,6 +101,7 @@ def load(
         defaults=merged,
         chat_template=template,
         open_model=load,
+        observer=LEDGER.add if (enabled() if ledger is None else ledger) else None,
     )
 
 

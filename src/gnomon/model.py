@@ -6,10 +6,13 @@ command line, the server, recipes and programs all get the same tokens. Knows no
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
@@ -24,14 +27,14 @@ from gnomon.errors import (
     UnsupportedModel,
     UsageError,
 )
-from gnomon.generation import Chunk, Generation, Score
+from gnomon.generation import Chunk, Generation, Run, Score
 from gnomon.kernels.profile import NumericProfile
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.identity import tensor_digest
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.session import SessionInfo, TextSession, describe_token
-from gnomon.submission import Submission, make_request
+from gnomon.submission import Recorder, Submission, make_request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +66,9 @@ class Model:
         defaults: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
         open_model: Callable[[str], Any] | None = None,
+        observer: Callable[[Run], None] | None = None,
     ) -> None:
+        self.observer = observer
         self.checkpoint = checkpoint
         self.name = checkpoint.name
         self.network = network
@@ -213,8 +218,12 @@ class Model:
         chat: bool = False,
         origin: Origin = Origin.PYTHON,
         id_prefix: str = "gen",
+        observer: Callable[[Run], None] | None = None,
     ) -> Submission:
-        """The one path every generation takes. Parses the options once, builds the stages, hands n requests over."""
+        """The one path every generation takes. Parses the options once, builds the stages, hands n requests over.
+
+        observer: told of each finished choice in place of the model's own (the ledger).
+        """
         worker = self.worker
         parsed = self.registry.parse(options, origin, self.defaults)
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
@@ -225,22 +234,52 @@ class Model:
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
+        report = observer or self.observer
+        noted = self._run(submission, ids, {**self.defaults, **options}, params) if report else None
         for index in range(sampling.n):
             stages = self.registry.stages(parsed, context)
             info = SessionInfo(submission.id, index, seed, self.fingerprint)
+            recorder = Recorder(replace(noted, choice=index), report) if noted and report else None
+            emit = _both(recorder.on_chunk, submission.put) if recorder else submission.put
             session = TextSession(
                 self.tokenizer,
                 stages.stream,
                 info,
-                submission.put,
+                emit,
                 want_logprobs=sampling.logprobs is not None,
                 echo=echo,
             )
-            requests.append(make_request(submission, index, ids, params, stages, session, prompt_logprobs=bool(echo)))
+            requests.append(
+                make_request(
+                    submission, index, ids, params, stages, session, prompt_logprobs=bool(echo), recorder=recorder
+                )
+            )
         submission.requests = [request.id for request in requests]
         for request in requests:
             worker.submit(request)
         return submission
+
+    def _run(self, submission: Submission, ids: list[int], options: Mapping[str, Any], params: SamplingParams) -> Run:
+        """What is known of a run before it begins."""
+        plain = {key: value for key, value in options.items() if key != "seed" and value is not None}
+        plain["max_tokens"] = params.max_tokens
+        try:
+            plain, replayable = json.loads(json.dumps(plain)), True
+        except (TypeError, ValueError):
+            plain, replayable = {key: repr(value) for key, value in plain.items()}, False
+        return Run(
+            id=submission.id,
+            choice=0,
+            created=time.time(),
+            model=self.name,
+            reference=self.checkpoint.reference,
+            fingerprint=self.fingerprint,
+            profile=self.profile.dtype if self.profile else "",
+            prompt_ids=ids,
+            options=plain,
+            replayable=replayable,
+            seed=submission.seed,
+        )
 
     def _sampling_params(self, o: SamplingOptions, seed: int, prompt_tokens: int, chat: bool) -> SamplingParams:
         room = self.max_context - prompt_tokens
@@ -377,6 +416,14 @@ def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
     if all(isinstance(item, int) for item in items):
         return [items], False  # type: ignore[list-item]
     return items, True  # type: ignore[return-value]
+
+
+def _both(first: Callable[[Chunk], None], second: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
+    def call(chunk: Chunk) -> None:
+        first(chunk)
+        second(chunk)
+
+    return call
 
 
 def _refuse_to_open(reference: str) -> Any:

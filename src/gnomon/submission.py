@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
 
 from gnomon.capability import Stages
-from gnomon.engine.request import Finished, Request, SamplingParams
+from gnomon.engine.request import Decision, Finished, Request, SamplingParams, TokenEvent
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import GnomonError
-from gnomon.generation import Chunk, Generation, TokenLogprob
+from gnomon.generation import Chunk, Generation, Run, TokenLogprob
 from gnomon.session import TextSession
 
 
@@ -121,6 +124,33 @@ def join(chunks: Sequence[Chunk]) -> Generation:
     )
 
 
+class Recorder:
+    """Watches one choice and reports it as a Run when it ended on its own; cancelled and failed ones are no runs."""
+
+    def __init__(self, run: Run, report: Callable[[Run], None]) -> None:
+        self.run = run
+        self.report = report
+        self._drawn: list[tuple[int, int]] = []
+        self._texts: list[str] = []
+
+    def on_token(self, event: TokenEvent, decision: Decision) -> None:
+        self._drawn.append((event.token_id, event.checksum))
+        if decision.kind == "rollback":
+            del self._drawn[-decision.count :]
+
+    def on_chunk(self, chunk: Chunk) -> None:
+        self._texts.append(chunk.text)
+
+    def on_finish(self, finished: Finished) -> None:
+        if finished.reason in ("cancelled", "error"):
+            return
+        digest = sha256(b"".join(struct.pack("<qI", *pair) for pair in self._drawn)).hexdigest()
+        tokens, text = [token for token, _ in self._drawn], "".join(self._texts)
+        self.report(
+            replace(self.run, token_ids=tokens, text=text, finish_reason=finished.reason, digest=digest),
+        )
+
+
 def make_request(
     submission: Submission,
     index: int,
@@ -130,9 +160,19 @@ def make_request(
     session: TextSession,
     *,
     prompt_logprobs: bool,
+    recorder: Recorder | None = None,
 ) -> Request:
+    def on_token(event: TokenEvent) -> Decision:
+        decision = session.on_token(event)
+        if recorder is not None:
+            recorder.on_token(event, decision)
+        return decision
+
     def on_finish(finished: Finished) -> None:
         final = session.on_finish(finished)
+        if recorder is not None:
+            recorder.on_chunk(final)
+            recorder.on_finish(finished)
         submission.put(finished.error if finished.error is not None else final)
 
     return Request(
@@ -143,7 +183,7 @@ def make_request(
         fuse=stages.fuse,
         bias=stages.bias,
         mask=stages.mask,
-        on_token=session.on_token,
+        on_token=on_token,
         on_prompt=session.on_prompt if prompt_logprobs else None,
         on_finish=on_finish,
     )

@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("gnomon.cli.show", "What a model reference is: network, tensors, identity, licence."),
     "rm": ("gnomon.cli.rm", "Remove a fetched model."),
     "ps": ("gnomon.cli.ps", "What a running server serves."),
+    "runs": ("gnomon.cli.runs", "The ledger of what was generated: list, show, remove."),
+    "replay": ("gnomon.cli.replay", "Generate a run of the ledger again and compare it bit for bit."),
     "config": ("gnomon.cli.config", "Settings: where they come from, and the recipe's schema."),
     "doctor": ("gnomon.cli.doctor", "What this machine and installation can do."),
     "completion": ("gnomon.cli.completion", "Shell completion for bash, zsh or fish."),

@@ -91,7 +91,8 @@ class TokenEvent:
     """One generated token. logprob and top are None and () unless asked for.
 
     ends: why generation ends after this token unless `on_token` answers otherwise ("stop": this is an end token, which
-    is no part of the text; "length"), or None.
+    is no part of the text; "length"), or None. checksum: CRC-32 over the bits of the first logits of the row it was
+    drawn from, before anything touched them.
     """
 
     request_id: str
@@ -100,6 +101,7 @@ class TokenEvent:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     ends: Literal["stop", "length"] | None = None
+    checksum: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
 """The sentinel: now and then a finished request is decoded a second time, in whatever company there is then.
 
-Its tokens and the bits of every row of logits must be the same. A difference is counted and logged: an alarm, because
+Its tokens and the checksums of their logits must be the same. A difference is counted and logged: an alarm, because
 it means that this machine breaks the promise. Only requests without logits stages are repeated: stages have a state.
 """
 
 from __future__ import annotations
 
 import logging
-import zlib
 from dataclasses import replace
-
-from torch import Tensor
 
 from gnomon.engine.request import Finished, Request
 from gnomon.engine.sequence import Sequence
@@ -49,9 +46,6 @@ class Sentinel:
 
     def watches(self, request: Request) -> bool:
         return request.id in self._seen or request.id in self._expected
-
-    def checksum(self, logits_V: Tensor) -> int:
-        return zlib.crc32(logits_V.numpy().tobytes())
 
     def drawn(self, sequence: Sequence, token_id: int, checksum: int) -> None:
         """A watched request or a repetition drew a token from logits of this checksum."""
