@@ -19,6 +19,7 @@ import torch
 import transformers
 
 import gnomon
+import gnomon.models.reference
 from gnomon.arch.module import hf_module
 from gnomon.kernels import available_threads
 
@@ -32,15 +33,41 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def llama_cpp(prompt: list[int], long_prompt: list[int]) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
+    """The peer on the same GGUF file, where llama-cpp-python is installed."""
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return None
+    path = str(gnomon.models.reference.open_checkpoint(MODEL).file_path)
+    # logits_all: prefill gives the logits of every token, as the others do here
+    slow = Llama(path, n_ctx=1024, n_threads=2, n_threads_batch=2, logits_all=True, verbose=False)
+    model = Llama(path, n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False)
+
+    def decode() -> None:
+        model.reset()
+        for count, _ in enumerate(model.generate(prompt, temp=0.0)):
+            if count + 1 == TOKENS:
+                return
+
+    def prefill() -> None:
+        slow.reset()
+        slow.eval(long_prompt)
+
+    return decode, prefill
+
+
 def main() -> None:
     prompt, long_prompt = list(range(100, 116)), list(range(100, 100 + PROMPT_TOKENS))
     runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
     for name, options in {
         "gnomon fp32": {"profile": "fp32"},
         "gnomon bf16": {"profile": "bf16"},
+        "gnomon int8": {"profile": "int8"},
+        "gnomon gguf": {"profile": "gguf"},
         "gnomon fp32, torch kernels": {"profile": "fp32", "kernel": "torch"},
     }.items():
-        model = gnomon.load(MODEL, **options)
+        model = gnomon.load(MODEL, speculation="off", ledger=False, **options)
         runs[name] = (
             lambda m=model: m.generate(prompt, max_tokens=TOKENS, ignore_eos=True),
             lambda m=model: m.logits(long_prompt[:PROMPT_TOKENS]),
@@ -62,6 +89,8 @@ def main() -> None:
                 m(torch.tensor([long_prompt]))
 
         runs[name] = (decode, prefill)
+    if (peer := llama_cpp(prompt, long_prompt)) is not None:
+        runs["llama.cpp Q4_1"] = peer
     rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in runs}
     for round_ in range(ROUNDS + 1):
         for name, (decode_, prefill_) in runs.items():
@@ -92,6 +121,10 @@ def main() -> None:
         for dtype in ("fp32", "bf16")
         for kind in ("decode", "prefill")
     }
+    if "llama.cpp Q4_1" in rates:
+        for kind in ("decode", "prefill"):
+            result["ratios"][f"{kind}: gnomon gguf / llama.cpp"] = ratio("gnomon gguf", "llama.cpp Q4_1", kind)
+    result["ratios"]["prefill: gnomon int8 / transformers bf16"] = ratio("gnomon int8", "transformers bf16", "prefill")
     target = ROOT / "benchmarks" / "results" / "engine.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")
