@@ -26,6 +26,9 @@ def ls(
     if json:
         print_json([asdict(run) for run in runs])
         return
+    if not runs:
+        print("No runs in the ledger.")
+        return
     rows = [
         (
             run.id[:SHOWN_ID] + (f"/{run.choice}" if run.choice else ""),
