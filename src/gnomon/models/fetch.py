@@ -129,7 +129,7 @@ def _download(package: str, temporary: Path, bar: Bar | None = None) -> Path:
 
 def _report(folder: Path, seen: int, bar: Bar | None) -> int:
     """Move the bar by what has arrived since."""
-    size = sum(_size(path) for path in folder.rglob("*"))
+    size = sum(_size(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
     if bar is not None and size > seen:
         bar.advance(size - seen)
     return max(size, seen)
@@ -193,9 +193,9 @@ def _sha256(path: Path) -> str:
 
 
 def _size(path: Path) -> int:
-    """Size in bytes; 0 for what is not there (pip renames under our eyes) or a folder."""
+    """Size in bytes; 0 for what is no longer there: pip renames and removes under our eyes (os.walk forgives it too)."""
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     except OSError:
         return 0
 
