@@ -193,7 +193,7 @@ def _sha256(path: Path) -> str:
 
 
 def _size(path: Path) -> int:
-    """Size in bytes; 0 for what is no longer there: pip renames and removes under our eyes (os.walk forgives it too)."""
+    """Size in bytes; 0 for what is gone: pip renames and removes under our eyes (os.walk forgives it too)."""
     try:
         return path.stat().st_size
     except OSError:
