@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gnomon.generation import Chunk, Generation, Score
     from gnomon.loading import load
     from gnomon.model import Model
+    from gnomon.models.patch import Patch
 
 __all__ = [
     "Chunk",
@@ -26,6 +27,7 @@ __all__ = [
     "GnomonError",
     "LocalClient",
     "Model",
+    "Patch",
     "RemoteClient",
     "Score",
     "__version__",
@@ -40,6 +42,7 @@ _HOMES = {
     "Score": "gnomon.generation",
     "GnomonError": "gnomon.errors",
     "LocalClient": "gnomon.client",
+    "Patch": "gnomon.models.patch",
     "RemoteClient": "gnomon.client",
 }
 

@@ -97,6 +97,20 @@ class CheckpointError(GnomonError):
     code = "bad_checkpoint"
 
 
+class PatchError(GnomonError):
+    """A patch is damaged, or does not fit what it is laid on."""
+
+    exit_code = 2
+    status = 400
+    code = "bad_patch"
+
+
+class WrongBase(PatchError):
+    """A patch made for another model."""
+
+    code = "wrong_base"
+
+
 class ChecksumMismatch(CheckpointError):
     """A fetched file's sha256 is not the one the zoo names."""
 

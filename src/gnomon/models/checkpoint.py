@@ -51,6 +51,14 @@ class Checkpoint(Mapping[str, "Tensor"], ABC):
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor: ...
 
+    def __contains__(self, name: object) -> bool:
+        """Without reading the tensor, which Mapping's own would."""
+        try:
+            self.info(name)  # type: ignore[arg-type]
+        except KeyError:
+            return False
+        return True
+
     @abstractmethod
     def __iter__(self) -> Iterator[str]: ...
 
