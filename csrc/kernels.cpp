@@ -4,7 +4,7 @@
 // elements are computed together. Shapes in comments: M, T rows, N outputs, K inputs, D head size, B = 64 keys of a page.
 #include <map>
 
-#include "decoder.h"
+#include "rowwise.h"
 
 namespace gnomon {
 
@@ -148,6 +148,29 @@ int gnomon_layers(const Layer* layers, int64_t count, const Step* step, float* c
                   float* normed, float* residual) {
   CanonicalMode mode;
   return run_layers(the_pool(), layers, count, *step, keys, values, normed, residual);
+}
+
+void gnomon_softmax(const float* x, float* y, int64_t rows, int64_t K) {
+  CanonicalMode mode;
+  for_rows(the_pool(), rows, [=](int64_t m) { softmax(x + m * K, y + m * K, K); });
+}
+
+void gnomon_layer_norm(const float* x, const float* weight, const float* bias, float* y, int64_t rows, int64_t K,
+                       float eps) {
+  CanonicalMode mode;
+  for_rows(the_pool(), rows, [=](int64_t m) { layer_norm(x + m * K, weight, bias, y + m * K, K, eps); });
+}
+
+// which: see rowwise.h.
+void gnomon_activate(int64_t which, const float* x, float* y, int64_t count) {
+  CanonicalMode mode;
+  activate(the_pool(), Activation(which), x, y, count);
+}
+
+// normaliser: [rows] float64, log(sum(exp(row))).
+void gnomon_logsumexp(const float* x, double* normaliser, int64_t rows, int64_t V) {
+  CanonicalMode mode;
+  the_pool().run(rows, [=](int64_t m) { normaliser[m] = logsumexp(x + m * V, V); });
 }
 
 void gnomon_exp(const float* x, float* y, int64_t count) {

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gnomon.arch.rotary import RotarySpec
 from gnomon.errors import UnsupportedModel
+from gnomon.kernels.rotary import RotarySpec
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _layers(family: Family, config: Mapping[str, Any], head_dim: int) -> tuple[L
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedModel(f"The layer type `{kind}` is not supported.")
         sliding = kind == "sliding_attention"
-        result.append(LayerConfig(_rotary(config, head_dim, sliding), window if sliding else None))
+        result.append(LayerConfig(RotarySpec.from_hf(config, head_dim, sliding), window if sliding else None))
     if len(result) != count:
         raise UnsupportedModel(f"`layer_types` names {len(result)} layers, num_hidden_layers is {count}.")
     return tuple(result)
@@ -137,19 +137,3 @@ def _layer_kinds(config: Mapping[str, Any], count: int, window: int | None) -> l
         first = config.get("max_window_layers", count) if config["use_sliding_window"] else count
         return ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
     return ["sliding_attention"] * count
-
-
-def _rotary(config: Mapping[str, Any], head_dim: int, sliding: bool) -> RotarySpec:
-    """One layer's rotary settings, from any of the spellings in use (rope_theta + rope_scaling, rope_parameters)."""
-    block = config.get("rope_parameters") or {}
-    kind = "sliding_attention" if sliding else "full_attention"
-    if kind in block or "full_attention" in block:
-        block = block.get(kind) or block["full_attention"]
-    scaling = {**(config.get("rope_scaling") or {}), **block}
-    theta = block.get("rope_theta") or config.get("rope_theta") or 10000.0
-    if sliding and "rope_local_base_freq" in config and not block:
-        theta, scaling = config["rope_local_base_freq"], {}
-    partial = block.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    return RotarySpec.of(
-        size=int(head_dim * partial), theta=float(theta), scaling=scaling, max_context=config["max_position_embeddings"]
-    )

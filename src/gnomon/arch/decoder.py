@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gnomon.arch.config import DecoderConfig, LayerConfig
 from gnomon.arch.network import Pages
-from gnomon.arch.rotary import RotarySpec, RotaryTable
 from gnomon.arch.weights import Projection, WeightLoader
 from gnomon.errors import UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch
 from gnomon.kernels.layers import MOST_TABLES, LayerPlan, LayersShape
 from gnomon.kernels.operators import Operators
+from gnomon.kernels.rotary import RotarySpec, RotaryTable
 from gnomon.models.checkpoint import Checkpoint
 
 

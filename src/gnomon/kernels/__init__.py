@@ -1,18 +1,46 @@
-"""Canonical operators: `make_operators(dtype)` gives the best implementation this machine has."""
+"""Canonical operators: `make_operators(dtype)` gives the best implementation this machine has.
+
+`with canonical(): module(...)` runs any torch module on them; `coverage(module, ...)` says what it would reach.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from gnomon.errors import UsageError
 from gnomon.kernels.threads import available_threads
 
 if TYPE_CHECKING:
-    from gnomon.kernels.operators import Operators
+    from torch import nn
 
-__all__ = ["available_threads", "make_operators", "native_reason"]
+    from gnomon.kernels.operators import Operators
+    from gnomon.kernels.watching import Coverage
+
+__all__ = ["available_threads", "canonical", "coverage", "make_operators", "native_reason"]
+
+
+def canonical(dtype: str = "fp32", *, kernel: str | None = None, check: bool = True) -> AbstractContextManager[None]:
+    """Run torch modules on the canonical operators inside the block, on this thread; backward is ordinary torch.
+
+    dtype: "fp32", or "bf16" (float32 weights are rounded before use, so master weights train through the numbers that
+    a bf16 engine samples with). kernel: "native" | "torch". check: the first call of each module raises
+    UnsupportedModel naming every operator it reaches that is not covered. Activations are float32 throughout.
+    """
+    from gnomon.kernels.canonical_mode import canonical_block, profile_name
+
+    if dtype not in ("fp32", "bf16"):
+        raise UsageError(f"canonical() computes in fp32 or bf16, not `{dtype}`.", param="dtype")
+    return canonical_block(profile_name(dtype, kernel), check=check)
+
+
+def coverage(module: nn.Module, *args: Any, dtype: str = "fp32", **kwargs: Any) -> Coverage:
+    """Call the module once under `canonical()` and report which operators it reached, covered or not."""
+    from gnomon.kernels.canonical_mode import coverage_of, profile_name
+
+    return coverage_of(module, args, kwargs, profile_name(dtype, None))
 
 
 def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None = None) -> Operators:

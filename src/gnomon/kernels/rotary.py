@@ -38,6 +38,21 @@ class RotarySpec:
         items = {k: v for k, v in scaling.items() if isinstance(v, int | float | bool) and k != "rope_theta"}
         return cls(size, theta, tuple(sorted({**items, "rope_type": kind}.items())), max_context)
 
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], head_dim: int, sliding: bool) -> RotarySpec:
+        """One layer's settings, from any spelling in use (rope_theta + rope_scaling, rope_parameters)."""
+        block = config.get("rope_parameters") or {}
+        kind = "sliding_attention" if sliding else "full_attention"
+        if kind in block or "full_attention" in block:
+            block = block.get(kind) or block["full_attention"]
+        scaling = {**(config.get("rope_scaling") or {}), **block}
+        theta = block.get("rope_theta") or config.get("rope_theta") or 10000.0
+        if sliding and "rope_local_base_freq" in config and not block:
+            theta, scaling = config["rope_local_base_freq"], {}
+        partial = block.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        size, longest = int(head_dim * partial), config["max_position_embeddings"]
+        return cls.of(size=size, theta=float(theta), scaling=scaling, max_context=longest)
+
     def frequencies(self) -> tuple[Tensor, float]:
         """(inverse frequencies [R] float64, factor on cos and sin)."""
         base = 1.0 / self.theta ** (torch.arange(0, self.size, 2, dtype=torch.float64) / self.size)
