@@ -8,7 +8,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -48,68 +47,74 @@ class Pool {
   bool foreign() const { return owner_ != getpid(); }
   int threads() const { return int(workers_.size()) + 1; }
 
+  // Tasks 0..tasks-1, all done on return. A caller that finds the pool at work for another does its tasks alone.
   void run(int64_t tasks, const std::function<void(int64_t)>& task) {
-    if (tasks <= 1 || workers_.empty()) {
+    std::unique_lock<std::mutex> own(running_, std::defer_lock);
+    if (tasks <= 1 || tasks > MOST || workers_.empty() || !own.try_lock()) {
       for (int64_t i = 0; i < tasks; ++i) task(i);
       return;
     }
-    auto job = std::make_shared<Job>();
-    job->task = &task, job->tasks = tasks;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      ++generation_;
+    task_ = &task;
+    done_.store(0, std::memory_order_relaxed);
+    ticket_.store(uint64_t(tasks) << 32);  // published: task_ may be read by whoever draws a number
+    if (sleeping_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }  // who is about to sleep has seen the ticket, or is asleep
+      wake_.notify_all();
     }
-    generation_seen_.store(generation_, std::memory_order_release);
-    wake_.notify_all();
-    take(*job);
-    for (int spin = 0; job->done.load(std::memory_order_acquire) < tasks; ++spin)
+    take();
+    for (int spin = 0; done_.load(std::memory_order_acquire) < tasks; ++spin)
       if (spin > 4096) std::this_thread::yield();
   }
 
  private:
-  struct Job {
-    const std::function<void(int64_t)>* task;
-    int64_t tasks;
-    std::atomic<int64_t> next{0}, done{0};
-  };
+  static constexpr int64_t MOST = 1 << 30;
+  static constexpr int LOOKOUT = 20000;
 
-  static void take(Job& job) {
-    for (int64_t i; (i = job.next.fetch_add(1)) < job.tasks;) {
-      (*job.task)(i);
-      job.done.fetch_add(1, std::memory_order_release);
+  // The ticket holds a job's count of tasks and the next task in one word. Who draws a number below the count has a task
+  // of the current job, which cannot end before that task is done.
+  void take() {
+    for (;;) {
+      uint64_t drawn = ticket_.fetch_add(1);
+      int64_t tasks = int64_t(drawn >> 32), i = int64_t(drawn & 0xffffffff);
+      if (i >= tasks) return;
+      (*task_)(i);
+      done_.fetch_add(1, std::memory_order_release);
     }
+  }
+
+  bool anything_left() const {
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    return (ticket & 0xffffffff) < ticket >> 32;
   }
 
   void work() {
     CanonicalMode mode;
-    uint64_t seen = 0;
     for (;;) {
       // A short look-out first: the next operator of a forward pass comes within microseconds.
-      for (int spin = 0; spin < 20000 && generation_seen_.load(std::memory_order_acquire) == seen; ++spin) {
+      for (int spin = 0; spin < LOOKOUT && !anything_left(); ++spin) {
 #if defined(__x86_64__)
         _mm_pause();
 #endif
       }
-      std::shared_ptr<Job> job;
-      {
+      if (!anything_left()) {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return closing_ || generation_ != seen; });
+        sleeping_.fetch_add(1);
+        wake_.wait(lock, [&] { return closing_ || anything_left(); });
+        sleeping_.fetch_sub(1);
         if (closing_) return;
-        seen = generation_;
-        job = job_;
       }
-      take(*job);
+      take();
     }
   }
 
   pid_t owner_;
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
+  std::mutex mutex_, running_;
   std::condition_variable wake_;
-  std::shared_ptr<Job> job_;
-  uint64_t generation_ = 0;
-  std::atomic<uint64_t> generation_seen_{0};
+  const std::function<void(int64_t)>* task_ = nullptr;
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+  alignas(64) std::atomic<int> sleeping_{0};
   bool closing_ = false;
 };
 
