@@ -1,0 +1,132 @@
+"""What a found text must pass before it counts: entropy, digits, check digits, a real phone number.
+
+A check is a function of the found text alone. Knows nothing of patterns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from gnomon.errors import ConfigError
+
+NATIONAL = {
+    "aba": "us.rtn", "abn": "au.abn", "acn": "au.acn", "tfn": "au.tfn", "nhs": "gb.nhs", "fiscale": "it.codicefiscale",
+    "vat_it": "it.iva", "nif": "es.nif", "nie": "es.nie", "pesel": "pl.pesel",
+    "aadhaar": "in_.aadhaar", "pan": "in_.pan", "hetu": "fi.hetu", "iban": "iban", "steuer_id": "de.idnr",
+    "bsn": "nl.bsn", "nir": "fr.nir", "cpf": "br.cpf", "cnpj": "br.cnpj", "rrn": "kr.rrn", "itin": "us.itin",
+    "ssn": "us.ssn", "utr": "gb.utr", "personnummer": "se.personnummer", "isin": "isin", "bic": "bic", "vat": "eu.vat",
+    "imei": "imei", "bitcoin": "bitcoin", "ahv": "ch.ssn", "gstin": "in_.gstin", "cpr": "dk.cpr", "rfc": "mx.rfc",
+    "curp": "mx.curp", "tckimlik": "tr.tckimlik", "sin": "ca.sin", "idcard_cn": "cn.ric", "mynumber": "jp.in_",
+}  # fmt: skip
+"""Check name -> module of python-stdnum."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """All of these must hold."""
+
+    entropy: float = 0.0
+    digits: int = 0
+    stopwords: tuple[str, ...] = ()
+    name: str = ""
+
+    def __call__(self, text: str) -> bool:
+        if self.entropy and shannon(text) < self.entropy:
+            return False
+        if self.digits and sum(c.isdigit() for c in text) < self.digits:
+            return False
+        if self.stopwords and any(word in text.lower() for word in self.stopwords):
+            return False
+        return CHECKS[self.name](text) if self.name else True
+
+
+def make_check(keys: Mapping[str, Any], where: str) -> Check | None:
+    """The check that a rule's keys describe, or None. Raises ConfigError."""
+    name = str(keys.get("check", ""))
+    if name and name not in CHECKS:
+        raise ConfigError(f"{where}: no check `{name}`.", hint=f"Known: {', '.join(sorted(CHECKS))}.", param="check")
+    stopwords = tuple(str(word).lower() for word in keys.get("stopwords", ()))
+    check = Check(float(keys.get("entropy", 0.0)), int(keys.get("digits", 0)), stopwords, name)
+    return None if check == Check() else check
+
+
+def shannon(text: str) -> float:
+    """Bits per character of the text's own distribution."""
+    total = len(text)
+    return -sum(n / total * math.log2(n / total) for n in Counter(text).values()) if total else 0.0
+
+
+def luhn(text: str) -> bool:
+    """The check digit of payment cards (ISO/IEC 7812-1), separators ignored; no card has one digit only."""
+    digits = [int(c) for c in text if c.isdigit()]
+    if len(set(digits)) < 2:
+        return False
+    doubled = [d if place % 2 == 0 else sum(divmod(2 * d, 10)) for place, d in enumerate(reversed(digits))]
+    return sum(doubled) % 10 == 0
+
+
+def ssn(text: str) -> bool:
+    """A US social security number in one consistent notation that was not ruled out by the SSA's public rules."""
+    digits = "".join(c for c in text if c.isdigit())
+    separators = {c for c in text if not c.isdigit()}
+    if len(digits) != 9 or len(separators) > 1 or len(set(digits)) == 1:
+        return False
+    area, group, serial = digits[:3], digits[3:5], digits[5:]
+    ruled_out = digits in ("123456789", "987654320", "078051120")
+    return area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000" and not ruled_out
+
+
+def ip(text: str) -> bool:
+    import ipaddress
+
+    try:
+        ipaddress.ip_interface(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def phone(text: str) -> bool:
+    """A number that some country's numbering plan allows; without a leading + it must look like one."""
+    import phonenumbers
+
+    digits = sum(c.isdigit() for c in text)
+    regions = (None,) if text.lstrip("( ").startswith("+") else ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR", "AU", "CH")
+    if digits < 7 or digits > 17:
+        return False
+    for region in regions:
+        try:
+            number = phonenumbers.parse(text, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number) or (region in (None, "US") and phonenumbers.is_possible_number(number)):
+            return True
+    return False
+
+
+def base64_text(text: str) -> bool:
+    """Base64 that decodes to printable ASCII with a colon: user:password."""
+    import base64
+
+    try:
+        plain = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return False
+    return b":" in plain and all(32 <= byte < 127 for byte in plain)
+
+
+def _national(module: str) -> Callable[[str], bool]:
+    def check(text: str) -> bool:
+        valid: Callable[[str], bool] = import_module(f"stdnum.{module}").is_valid
+        return bool(valid(text))
+
+    return check
+
+
+CHECKS: dict[str, Callable[[str], bool]] = {name: _national(module) for name, module in NATIONAL.items()}
+CHECKS |= {"luhn": luhn, "ssn": ssn, "ip": ip, "phone": phone, "basic_auth": base64_text}

@@ -1,0 +1,263 @@
+"""The exact-liveness matcher: text in, in any pieces; matches out, and up to where no match can begin any more.
+
+Every position begins a thread (a State of the Program and where it began); two threads in the same state have the same
+future, so the earlier one stands for both. Text before `frontier`, the begin of the earliest live thread whose rules
+hold text back, can never be part of a match that is not known yet: that is the least that must be held.
+
+A rule's matches are, for every place where one can begin, the longest one; of several that end together the earliest.
+All of it depends on the text alone, never on the pieces. Knows nothing of actions, filters or views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gnomon.guard.automaton import UNKNOWN, Program, State
+
+MAX_HOLD = 4096
+
+
+class Match(NamedTuple):
+    """Rule number, and where in the text. overflow: a run that outgrew max_hold, taken as one."""
+
+    start: int
+    end: int
+    rule: int
+    overflow: bool = False
+
+
+@dataclass
+class Run:
+    """Text that is part of a match which outgrew max_hold and has not ended yet."""
+
+    start: int
+    end: int
+    rule: int
+    state: State | None
+
+
+@dataclass
+class Matcher:
+    """One text against one program. accept: asked of an urgent rule's match; True stops all matching there.
+
+    overflow: rule -> "redact_run" (its run counts as a match) | "block" (stops) | "release" (let go, as a match).
+    """
+
+    program: Program
+    max_hold: int = MAX_HOLD
+    accept: Callable[[int, int, int], bool] = lambda rule, start, end: True
+    overflow: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        program = self.program
+        self.position = 0
+        self.mask = program.begin_mask
+        self.context: State | None = program.context_start() if program.contexts else None
+        self.threads: dict[State, int] = {}
+        self.ends: dict[int, dict[int, int]] = {}  # start -> rule -> where its longest match so far ends
+        self.absorbed: dict[int, list[int]] = {}  # start -> later starts in the same state that had matches already
+        self.given: set[tuple[int, int]] = set()  # (rule, end) of matches given out
+        self.runs: list[Run] = []
+        self.closed_runs: list[Run] = []
+        self.stopped: Match | None = None
+        self.finished = False
+
+    # -- text in ------------------------------------------------------------------------------------------------
+
+    def feed(self, text: str) -> None:
+        """More text. After a stop nothing more is looked at."""
+        if self.stopped is None:
+            for character_class in self.program.classify(text):
+                self._advance(character_class)
+                if self.stopped is not None:
+                    return
+
+    def finish(self) -> None:
+        """No more text comes: what could still have become a match will not."""
+        if self.finished:
+            return
+        self.finished = True
+        at_end = self.program.at_end
+        for state, start in self.threads.items():
+            if self.stopped is None or state.gate:
+                self._note(at_end(state), start)
+        self.threads = {}
+        self.closed_runs += self.runs
+        self.runs = []
+
+    def _advance(self, c: int) -> None:
+        program, at = self.program, self.position
+        begun: tuple[int, ...] = ()
+        if self.context is not None:
+            following = self.context.next[c]
+            if following is UNKNOWN:
+                following = program.step(self.context, c)
+            begun = self.context.accepts.get(c, ())
+            self.context = following  # type: ignore[assignment]
+        if (first := program.match_start(self.mask, begun)) is not None and first not in self.threads:
+            self.threads[first] = at
+        moved: dict[State, int] = {}
+        urgent = None
+        for state, start in self.threads.items():
+            following = state.next[c]
+            if following is UNKNOWN:
+                following = program.step(state, c)
+            if c in state.accepts:
+                self._note(state.accepts[c], start)
+            if following is None:
+                continue
+            if following in moved:
+                if start in self.ends:
+                    self._absorb(moved[following], start)  # type: ignore[index]
+                continue
+            moved[following] = start  # type: ignore[index]
+            if following.urgent:  # type: ignore[attr-defined]
+                urgent = urgent or []
+                urgent.append((following, start))
+        self.threads = moved
+        self.position = at + 1
+        self.mask = program.mask_after(c)
+        if self.runs:
+            self._advance_runs(c)
+        if self.stopped is None and urgent:
+            self._ask(urgent)
+        if moved:
+            self._hold_no_longer()
+
+    def _note(self, rules: tuple[int, ...], start: int) -> None:
+        """These rules match from `start` to here."""
+        for rule in rules:
+            self.ends.setdefault(start, {})[rule] = self.position
+            for later in self.absorbed.get(start, ()):
+                self.ends.get(later, {}).pop(rule, None)  # its longest match ends here too, and begins later
+            if self.program.sources[rule].urgent and self.stopped is None and self.accept(rule, start, self.position):
+                self.stopped = Match(start, self.position, rule)
+
+    def _absorb(self, start: int, later: int) -> None:
+        """The thread from `later` goes on as the one from `start`; what it matched before stays known."""
+        self.absorbed.setdefault(start, []).extend([later, *self.absorbed.pop(later, ())])
+
+    def _ask(self, urgent: list[tuple[State, int]]) -> None:
+        for state, start in urgent:
+            for rule in state.urgent:
+                if self.accept(rule, start, self.position):
+                    self.ends.setdefault(start, {})[rule] = self.position
+                    self.stopped = Match(start, self.position, rule)
+                    return
+
+    # -- runs without an end --------------------------------------------------------------------------------------
+
+    def _hold_no_longer(self) -> None:
+        """A thread that holds more than max_hold characters becomes a run: decided, though it has not ended."""
+        for state, start in list(self.threads.items()):
+            if self.position - start < self.max_hold:
+                return
+            rules = sorted({self.program.owner[one] for one in state.kernel})
+            policies = {self.overflow.get(rule, "redact_run"): rule for rule in reversed(rules) if self._gates(rule)}
+            policy = next((one for one in ("block", "redact_run") if one in policies), "release")
+            rule = policies.get(policy, rules[0])
+            del self.threads[state]
+            self.ends.pop(start, None)
+            if policy == "block":
+                self.stopped = Match(start, self.position, rule, True)
+                return
+            run = Run(start, self.position, rule, state)
+            (self.closed_runs if policy == "release" else self.runs).append(run)
+
+    def _gates(self, rule: int) -> bool:
+        return self.program.sources[rule].gate
+
+    def _advance_runs(self, c: int) -> None:
+        """Runs grow by this character or end before it. A thread in a run's state is the run's own text."""
+        going = []
+        for run in self.runs:
+            assert run.state is not None
+            following = run.state.next[c]
+            if following is UNKNOWN:
+                following = self.program.step(run.state, c)
+            if following is None:
+                self.closed_runs.append(run)
+                continue
+            run.state, run.end = following, self.position  # type: ignore[assignment]
+            self.threads.pop(run.state, None)  # type: ignore[arg-type]
+            going.append(run)
+        self.runs = going
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    @property
+    def frontier(self) -> int:
+        """No match that holds text back and is not known yet begins before here."""
+        for state, start in self.threads.items():
+            if state.gate:
+                return start
+        return self.position
+
+    @property
+    def oldest(self) -> int:
+        """No match at all that is not known yet begins before here: text before it is not needed any more."""
+        return min([self.position, *self.threads.values(), *self.ends])
+
+    def take(self) -> list[Match]:
+        """Matches that are final and were not taken yet, by where they begin."""
+        found = [Match(run.start, run.end, run.rule, True) for run in self.closed_runs]
+        self.closed_runs = []
+        if self.ends:
+            gate_limit = self.frontier
+            limit = min([gate_limit, *self.threads.values()])
+            for start in sorted(self.ends):
+                rules = self.ends[start]
+                for rule in sorted(rules):
+                    if start < (gate_limit if self._gates(rule) else limit) or self.finished:
+                        end = rules.pop(rule)
+                        if (rule, end) not in self.given:
+                            self.given.add((rule, end))
+                            found.append(Match(start, end, rule))
+                if not rules:
+                    del self.ends[start]
+            self.given = {key for key in self.given if key[1] > limit}
+            alive = set(self.threads.values())
+            self.absorbed = {start: later for start, later in self.absorbed.items() if start in alive}
+        return sorted(found)
+
+    # -- keeping --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+
+        def plain(state: State | None) -> Any:
+            return None if state is None else [sorted(state.kernel), state.mask]
+
+        return {
+            "position": self.position,
+            "mask": self.mask,
+            "context": plain(self.context),
+            "threads": [[plain(state), start] for state, start in self.threads.items()],
+            "ends": [[start, rule, end] for start, rules in self.ends.items() for rule, end in rules.items()],
+            "absorbed": [[start, later] for start, later in self.absorbed.items()],
+            "given": sorted(self.given),
+            "runs": [[run.start, run.end, run.rule, plain(run.state)] for run in self.runs],
+            "closed_runs": [[run.start, run.end, run.rule, None] for run in self.closed_runs],
+            "stopped": self.stopped,
+            "finished": self.finished,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `state()` of a matcher over the same program."""
+
+        def made(plain: Any) -> Any:
+            return None if plain is None else self.program.state(frozenset(plain[0]), plain[1])
+
+        self.position, self.mask, self.finished = saved["position"], saved["mask"], saved["finished"]
+        self.context = made(saved["context"])
+        self.threads = {made(plain): start for plain, start in saved["threads"]}
+        self.ends = {}
+        for start, rule, end in saved["ends"]:
+            self.ends.setdefault(start, {})[rule] = end
+        self.absorbed = {start: list(later) for start, later in saved["absorbed"]}
+        self.given = {(rule, end) for rule, end in saved["given"]}
+        self.runs = [Run(a, b, rule, made(plain)) for a, b, rule, plain in saved["runs"]]
+        self.closed_runs = [Run(a, b, rule, None) for a, b, rule, _ in saved["closed_runs"]]
+        self.stopped = None if saved["stopped"] is None else Match(*saved["stopped"])

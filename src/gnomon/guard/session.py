@@ -1,0 +1,317 @@
+"""One text under guard: pieces in, what may leave out. What leaves and what is found depend on the text alone.
+
+Every gate (a lane of rules, a watching scanner) says up to where it is sure; text leaves up to the earliest of these
+places, with findings replaced on the way. A block ends the text where the blocked part begins. Held text that never
+became safe is dropped, not let out. Knows nothing of tokens, engines or HTTP.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gnomon.errors import UsageError
+from gnomon.guard.finding import Finding
+from gnomon.guard.lane import Hit, Lane, Plan
+from gnomon.guard.vault import Vault
+
+SLICE = 1 << 16
+"""Characters looked at in one go, so that a huge text needs little memory."""
+
+
+class Gate(Protocol):
+    """What a session asks of everything that judges its text; a Lane is one."""
+
+    def feed(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+    def take(self) -> list[Hit]: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, saved: Mapping[str, Any]) -> None: ...
+    @property
+    def frontier(self) -> int: ...
+    @property
+    def settled(self) -> int: ...
+    @property
+    def stopped(self) -> Hit | None: ...
+    @property
+    def runs(self) -> list[Hit]: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule as a policy uses it. number's meaning for Hits: its place in the guard's list of these."""
+
+    name: str
+    action: str
+    replacement: str
+    entity: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one push did. hidden: spans of the text that were replaced; settled: text before it is decided."""
+
+    text: str = ""
+    settled: int = 0
+    hidden: tuple[tuple[int, int], ...] = ()
+    findings: tuple[Finding, ...] = ()
+    cut: int | None = None
+
+
+@dataclass
+class _Open:
+    """A finding that later matches of its rule may still extend."""
+
+    start: int
+    end: int
+    score: float
+    note: str
+
+
+@dataclass
+class Session:
+    """The state of one guarded text."""
+
+    rules: Sequence[Bound]
+    gates: list[Gate]
+    fingerprint: str = ""
+    vault: Vault | None = None
+    shadow: bool = False
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""  # from `_base` on
+        self._base = 0
+        self.length = 0  # characters of the text so far
+        self.released = 0  # where the next character to leave lies
+        self._waiting: list[Hit] = []
+        self._open: dict[int, _Open] = {}
+        self._found: list[Finding] = []
+        self._fresh: list[Finding] = []  # not told yet
+        self._blocked: Finding | None = None
+        self._finished = False
+        self._interleave = len(self.gates) > 1 and any(getattr(g, "urgent", True) for g in self.gates)
+
+    # -- the public face ----------------------------------------------------------------------------------------
+
+    def push(self, piece: str | bytes) -> str:
+        """More text; returns what may leave now. After a block or the end nothing leaves any more."""
+        return self.step(piece).text
+
+    def finish(self) -> str:
+        """The text is complete; returns what was held and is clean."""
+        return self.close().text
+
+    @property
+    def findings(self) -> list[Finding]:
+        """In the order of the text. What is not decided yet is not in it."""
+        return sorted([*self._found, *(self._finding(n, o) for n, o in self._open.items())])
+
+    @property
+    def verdict(self) -> str:
+        """ "pass" | "flag" | "redact" | "block" | "guard_error"."""
+        actions = {finding.action for finding in self.findings}
+        if any(finding.rule == "guard_error" and finding.action == "block" for finding in self.findings):
+            return "guard_error"
+        if "block" in actions:
+            return "block"
+        if actions & {"redact", "replace", "vault"}:
+            return "redact"
+        return "flag" if actions else "pass"
+
+    @property
+    def held(self) -> int:
+        """Characters that are here and may not leave yet."""
+        return max(self.length - self.released, 0)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def step(self, piece: str | bytes) -> Step:
+        text = self._decoder.decode(piece) if isinstance(piece, bytes) else self._decoder.decode(b"", True) + piece
+        if not isinstance(piece, bytes):
+            self._decoder.reset()
+        if self._finished:
+            raise UsageError("This guard session is finished.", hint="Begin another: guard.session().")
+        if self._blocked is not None or not text:
+            return Step(settled=self.released)
+        steps = [self._advance(text[at : at + SLICE]) for at in range(0, len(text), SLICE)]
+        return steps[0] if len(steps) == 1 else joined(steps)
+
+    def close(self) -> Step:
+        if self._finished:
+            return Step(settled=self.released)
+        rest = self._decoder.decode(b"", True)
+        steps = [self._advance(rest)] if rest and self._blocked is None else []
+        self._finished = True
+        if self._blocked is None:
+            for gate in self.gates:
+                gate.finish()
+            if self._stopped() is not None:
+                steps.append(self._block())
+            else:
+                steps.append(self._release(self.length, self.length))
+        return joined([*steps, Step(settled=self.released, findings=self._close_findings(None))])
+
+    def _advance(self, text: str) -> Step:
+        if self._blocked is not None:
+            return Step(settled=self.released)
+        self._text += text
+        for piece in text if self._interleave else (text,):
+            for gate in self.gates:
+                gate.feed(piece)
+            self.length += len(piece)
+            if self._stopped() is not None:
+                return self._block()
+        frontier = min((gate.frontier for gate in self.gates), default=self.length)
+        settled = min((gate.settled for gate in self.gates), default=self.length)
+        return self._release(frontier, settled)
+
+    def _stopped(self) -> Hit | None:
+        return min((gate.stopped for gate in self.gates if gate.stopped is not None), default=None)
+
+    def _block(self) -> Step:
+        """The text ends before the blocked part, and before anything that was still held."""
+        hit = self._stopped()
+        assert hit is not None
+        limit = min([hit.start, *(gate.frontier for gate in self.gates)])
+        step = self._release(limit, limit)
+        self._waiting = []
+        self._blocked = Finding(hit.start, hit.end, self.rules[hit.number].name, "block", hit.score, hit.note)
+        closed = self._close_findings(None)
+        self._found.append(self._blocked)
+        cut = max(limit, self.released)
+        return Step(step.text + self.message, cut, step.hidden, (*step.findings, *closed, self._blocked), cut=cut)
+
+    def _release(self, frontier: int, settled: int) -> Step:
+        """Let out the text before `frontier`, with what was found in it replaced."""
+        for gate in self.gates:
+            self._waiting += gate.take()
+        self._waiting.sort()
+        out: list[str] = []
+        hidden: list[tuple[int, int]] = []
+        later: list[Hit] = []
+        runs = [run for gate in self.gates for run in gate.runs]
+        for hit in sorted([*self._waiting, *runs], key=lambda hit: (hit.start, -hit.end, hit.number)):
+            growing = hit in runs
+            bound = self.rules[hit.number]
+            if bound.action == "flag" or self.shadow:
+                if hit.start < settled and not growing:
+                    self._report(hit)
+                elif not growing:
+                    later.append(hit)
+                continue
+            if hit.start >= frontier:
+                if not growing:
+                    later.append(hit)
+                continue
+            if hit.start >= self.released:
+                out += [self._slice(self.released, hit.start), self._replacement(hit, bound)]
+                hidden.append((hit.start, hit.end))
+                self.released = hit.end
+            elif hit.end > self.released:
+                hidden.append((self.released, hit.end))
+                self.released = hit.end
+            if not growing:
+                self._report(hit)
+        self._waiting = later
+        if frontier > self.released:
+            out.append(self._slice(self.released, frontier))
+            self.released = frontier
+        self._trim()
+        return Step("".join(out), self.released, tuple(hidden), self._close_findings(min(frontier, settled)))
+
+    def _slice(self, start: int, end: int) -> str:
+        return self._text[start - self._base : end - self._base]
+
+    def _replacement(self, hit: Hit, bound: Bound) -> str:
+        if bound.action == "vault":
+            if self.vault is None:
+                raise UsageError("The action `vault` needs a session with a vault.", hint="Use Guard.anonymize().")
+            return self.vault.placeholder(bound.entity or bound.name, self._slice(hit.start, hit.end))
+        return bound.replacement
+
+    def _trim(self) -> None:
+        keep = min([self.released, *(hit.start for hit in self._waiting)])
+        if (drop := keep - self._base) > 256 or drop == len(self._text):
+            self._text = self._text[drop:]
+            self._base = keep
+
+    # -- findings -----------------------------------------------------------------------------------------------
+
+    def _report(self, hit: Hit) -> None:
+        """Matches of one rule that overlap are one finding."""
+        known = self._open.get(hit.number)
+        if known is not None and hit.start < known.end:
+            known.end, known.score = max(known.end, hit.end), max(known.score, hit.score)
+            return
+        if known is not None:
+            self._found.append(self._finding(hit.number, known))
+            self._fresh.append(self._found[-1])
+        self._open[hit.number] = _Open(hit.start, hit.end, hit.score, hit.note)
+
+    def _finding(self, number: int, one: _Open) -> Finding:
+        bound = self.rules[number]
+        return Finding(one.start, one.end, bound.name, "flag" if self.shadow else bound.action, one.score, one.note)
+
+    def _close_findings(self, before: int | None) -> tuple[Finding, ...]:
+        """Findings that nothing can extend any more (all, for None) -> those not told yet."""
+        for number, one in list(self._open.items()):
+            if before is None or one.end <= before:
+                self._found.append(self._finding(number, self._open.pop(number)))
+                self._fresh.append(self._found[-1])
+        told, self._fresh = tuple(sorted(self._fresh)), []
+        return told
+
+    # -- keeping ------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain JSON values, for `Guard.resume`. It holds text that may not leave: keep it safe."""
+        if self.vault is not None and len(self.vault):
+            raise UsageError("A session with values in its vault cannot be saved.")
+        return {
+            "fingerprint": self.fingerprint,
+            "bytes": self._decoder.getstate()[0].hex(),
+            "text": self._text,
+            "base": self._base,
+            "length": self.length,
+            "released": self.released,
+            "waiting": [[h.start, h.end, h.number, h.overflow, h.score, h.note] for h in self._waiting],
+            "open": [[n, o.start, o.end, o.score, o.note] for n, o in self._open.items()],
+            "found": [[f.start, f.end, f.rule, f.action, f.score, f.note] for f in self._found],
+            "blocked": None if self._blocked is None else self._found.index(self._blocked),
+            "finished": self._finished,
+            "gates": [gate.state() for gate in self.gates],
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        if saved.get("fingerprint") != self.fingerprint:
+            raise UsageError("This state was saved by a guard with other rules.", hint="Resume with the same policy.")
+        self._decoder.setstate((bytes.fromhex(saved["bytes"]), 0))
+        self._text, self._base = saved["text"], saved["base"]
+        self.length, self.released = saved["length"], saved["released"]
+        self._waiting = [Hit(*one) for one in saved["waiting"]]
+        self._open = {n: _Open(*rest) for n, *rest in saved["open"]}
+        self._found = [Finding(*one) for one in saved["found"]]
+        self._blocked = None if saved["blocked"] is None else self._found[saved["blocked"]]
+        self._finished = saved["finished"]
+        for gate, one in zip(self.gates, saved["gates"], strict=True):
+            gate.restore(one)
+
+
+def joined(steps: Iterable[Step]) -> Step:
+    """Several steps as one."""
+    many = list(steps)
+    return Step(
+        "".join(step.text for step in many),
+        many[-1].settled if many else 0,
+        tuple(span for step in many for span in step.hidden),
+        tuple(finding for step in many for finding in step.findings),
+        next((step.cut for step in many if step.cut is not None), None),
+    )
+
+
+def lanes(plans: Sequence[Plan]) -> list[Gate]:
+    return [Lane(plan) for plan in plans]
