@@ -71,6 +71,7 @@ class Released:
 
     settled: how many more characters of its input are decided (let out, replaced or dropped); None: len(text).
     cut: where, in all the text it was given so far, everything ends; None: it goes on.
+    hidden: spans of all the text it was given that were replaced: their tokens are reported nowhere.
     """
 
     text: str = ""
@@ -78,6 +79,14 @@ class Released:
     cut: int | None = None
     reason: Literal["stop", "content_filter"] = "stop"
     findings: tuple[Mapping[str, Any], ...] = ()
+    hidden: tuple[tuple[int, int], ...] = ()
+
+
+class PromptStage(Protocol):
+    """Sees a prompt's texts before they become tokens; may change them, or raise Blocked."""
+
+    def check(self, text: str) -> str:
+        """One text: a raw prompt, or what one message says."""
 
 
 class StreamStage(Protocol):
@@ -92,12 +101,16 @@ class StreamStage(Protocol):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage may use. open_model: a function that opens another model the operator named."""
+    """What a stage may use. open_model: a function that opens another model the operator named.
+
+    memory: what the stages of one prompt share. `private_prompt` there keeps the prompt out of the ledger.
+    """
 
     tokenizer: Tokenizer
     model: str
     seed: int
     open_model: Callable[[str], Any]
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,8 @@ class Capability:
     options: pydantic model (or its import string). inline: its fields stand at top level, as sampling's do.
     logits_stage / stream_stage: `build(options, context)` -> stage or None. parse: `parse(text)` -> options mapping for
     a command-line string that is neither JSON nor @file. conflicts: (other capability, why the pair is refused).
+    prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
+    merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
     """
 
     name: str
@@ -123,6 +138,9 @@ class Capability:
     routes: str | None = None
     conflicts: tuple[tuple[str, str], ...] = ()
     parse: str | None = None
+    prompt_stage: str | None = None
+    stream_order: int = 0
+    merge: str | None = None
 
     def options_model(self) -> type[BaseModel] | None:
         return load_attribute(self.options) if isinstance(self.options, str) else self.options
@@ -189,6 +207,9 @@ class Registry:
         Raises UnknownOption with the nearest key, UsageError with the field's path, NotAllowedInRequest, Conflict.
         """
         inline = self.inline_fields()
+        if origin is Origin.REQUEST:
+            given = {key: value for key, value in given.items() if value is not None}  # null unsets nothing
+            given, asked = self._merge_requested(given, defaults or {}), given
         values = {key: value for key, value in {**(defaults or {}), **given}.items() if value is not None}
         grouped: dict[str, Any] = {c.name: {} for c in self.capabilities.values() if c.inline and c.options}
         for key, value in values.items():
@@ -200,9 +221,19 @@ class Registry:
                 raise UnknownOption(f"Unknown option `{key}`.", hint=nearest(key, self.keys()), param=key)
         parsed = {name: self._validate(self.capabilities[name], value) for name, value in grouped.items()}
         if origin is Origin.REQUEST:
-            self._refuse_operator_only(given, inline)
+            self._refuse_operator_only(asked, inline)
         self._refuse_conflicts([name for name in parsed if not self.capabilities[name].inline])
         return parsed
+
+    def _merge_requested(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a capability says how, a request's block is merged into the operator's in place of replacing it."""
+        merged = dict(given)
+        for name, value in given.items():
+            capability = self.capabilities.get(name)
+            if capability is not None and capability.merge is not None and defaults.get(name) is not None:
+                operator = self._validate(capability, defaults[name])
+                merged[name] = load_attribute(capability.merge)(operator, self._validate(capability, value))
+        return merged
 
     def _validate(self, capability: Capability, value: Any) -> BaseModel:
         from pydantic import BaseModel, ValidationError
@@ -249,15 +280,24 @@ class Registry:
         return load_attribute(parse)(text) if parse else text
 
     def stages(self, parsed: ParsedOptions, context: StageContext) -> Stages:
-        """Build this request's stages in the registry's declared order: by phase, then by name."""
+        """Build this request's stages in the registry's declared order: by phase and stream_order, then by name."""
         stages = Stages()
-        for name, options in parsed.items():
+        for name, options in sorted(parsed.items(), key=lambda item: self.capabilities[item[0]].stream_order):
             capability = self.capabilities[name]
             if capability.logits_stage and (stage := load_attribute(capability.logits_stage)(options, context)):
                 getattr(stages, capability.phase or "bias").append(stage)
             if capability.stream_stage and (stage := load_attribute(capability.stream_stage)(options, context)):
                 stages.stream.append(stage)
         return stages
+
+    def prompt_stages(self, parsed: ParsedOptions, context: StageContext) -> list[PromptStage]:
+        """What looks at this prompt before it becomes tokens."""
+        built = (
+            load_attribute(capability.prompt_stage)(options, context)
+            for name, options in parsed.items()
+            if (capability := self.capabilities[name]).prompt_stage
+        )
+        return [stage for stage in built if stage is not None]
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

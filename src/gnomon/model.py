@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
-from gnomon.capability import Origin, Registry, StageContext
+from gnomon.capability import Origin, ParsedOptions, PromptStage, Registry, StageContext
 from gnomon.engine.certificate import Certificate, certified
 from gnomon.engine.request import SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
@@ -46,6 +46,16 @@ Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 DEFAULT_RAW_TOKENS = 256
 """max_tokens of a raw prompt, which has no end of turn to stop at; a chat goes to the end of the context."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A prompt that the prompt stages let through, as token ids, with its parsed options."""
+
+    ids: list[int]
+    parsed: ParsedOptions
+    options: Mapping[str, Any]
+    context: StageContext
 
 
 class Model:
@@ -169,7 +179,7 @@ class Model:
 
     def chat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
         """Answer a conversation through the model's chat template. A string is one user message."""
-        results = self.submit(self.render(messages), options, chat=True).collect()
+        results = self.submit(_messages(messages), options, chat=True).collect()
         return results if len(results) > 1 else results[0]
 
     def stream(self, prompt: Prompt | Messages, **options: Any) -> Iterator[Chunk]:
@@ -183,7 +193,7 @@ class Model:
 
     async def achat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
         """chat(), awaitable."""
-        return await self.submit(self.render(messages), options, chat=True).acollect()
+        return await self.submit(_messages(messages), options, chat=True).acollect()
 
     def astream(self, prompt: Prompt | Messages, **options: Any) -> AsyncIterator[Chunk]:
         """stream(), asynchronous."""
@@ -210,9 +220,42 @@ class Model:
             return self.tokenizer.encode(prompt)
         return list(prompt)
 
+    def admit(
+        self,
+        prompt: Prompt | Messages,
+        options: Mapping[str, Any],
+        *,
+        origin: Origin = Origin.PYTHON,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Admitted:
+        """Parse the options once, let the prompt stages (the guard's input checks) see each text, make token ids.
+
+        variables: for the chat template. Raises Blocked when a stage refuses the prompt.
+        """
+        parsed = self.registry.parse(options, origin, self.defaults)
+        sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+        context = StageContext(self.tokenizer, self.name, seed, self._open_model)
+        stages = self.registry.prompt_stages(parsed, context)
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            checked = [_checked_message(message, stages) for message in prompt]  # type: ignore[arg-type]
+            ids = self.render(checked, **(variables or {}))
+        else:
+            ids = self._checked_ids(prompt, stages)  # type: ignore[arg-type]
+        return Admitted(ids, parsed, options, context)
+
+    def _checked_ids(self, prompt: Prompt, stages: Sequence[PromptStage]) -> list[int]:
+        ids = self.encode(prompt)
+        if not stages:
+            return ids
+        text = given = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids, skip_special_tokens=False)
+        for stage in stages:
+            text = stage.check(text)
+        return ids if text == given else self.encode(text)
+
     def submit(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Messages | Admitted,
         options: Mapping[str, Any],
         *,
         chat: bool = False,
@@ -225,17 +268,18 @@ class Model:
         observer: told of each finished choice in place of the model's own (the ledger).
         """
         worker = self.worker
-        parsed = self.registry.parse(options, origin, self.defaults)
+        admitted = prompt if isinstance(prompt, Admitted) else self.admit(prompt, options, origin=origin)
+        parsed, ids, context = admitted.parsed, admitted.ids, admitted.context
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
-        ids = self.encode(prompt)
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+        seed, options = context.seed, admitted.options
         params = self._sampling_params(sampling, seed, len(ids), chat)
-        context = StageContext(self.tokenizer, self.name, seed, self._open_model)
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
         report = observer or self.observer
         noted = self._run(submission, ids, {**self.defaults, **options}, params) if report else None
+        if noted and context.memory.get("private_prompt"):
+            noted = replace(noted, prompt_ids=[], replayable=False)
         for index in range(sampling.n):
             stages = self.registry.stages(parsed, context)
             info = SessionInfo(submission.id, index, seed, self.fingerprint)
@@ -307,10 +351,8 @@ class Model:
             prompt_logprobs=o.logprobs if o.echo else None,
         )
 
-    def _stream_input(self, prompt: Prompt | Messages) -> tuple[Prompt, bool]:
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
-            return self.render(prompt), True  # type: ignore[arg-type]
-        return prompt, False  # type: ignore[return-value]
+    def _stream_input(self, prompt: Prompt | Messages) -> tuple[Prompt | Messages, bool]:
+        return prompt, not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -416,6 +458,29 @@ def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
     if all(isinstance(item, int) for item in items):
         return [items], False  # type: ignore[list-item]
     return items, True  # type: ignore[return-value]
+
+
+def _messages(messages: str | Messages) -> Messages:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
+def _checked_message(message: Mapping[str, Any], stages: Sequence[PromptStage]) -> dict[str, Any]:
+    """A message with every text in it (content, parts, arguments of tool calls) as the stages let it through."""
+
+    def checked(value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            if key in ("role", "type", "id", "tool_call_id"):
+                return value
+            for stage in stages:
+                value = stage.check(value)
+            return value
+        if isinstance(value, Mapping):
+            return {name: checked(inner, name) for name, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [checked(inner, key) for inner in value]
+        return value
+
+    return {name: checked(value, name) for name, value in message.items()}
 
 
 def _both(first: Callable[[Chunk], None], second: Callable[[Chunk], None]) -> Callable[[Chunk], None]:

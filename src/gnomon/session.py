@@ -63,6 +63,8 @@ class TextSession:
         self.reason: FinishReason | None = None
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.echo = echo
+        self.shifted = False  # whether a stage before the last changed lengths, so that places cannot be compared
+        self.private = False  # whether tokens were drawn that may be shown nowhere
 
     def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
         """Log-probabilities of the prompt's own tokens, before the first token."""
@@ -77,6 +79,7 @@ class TextSession:
         text = self.detokenizer.push(event.token_id)
         self._add(event, text)
         released = self._through(text) if text else Released()
+        self._hide(released.hidden)
         if released.cut is not None:
             self._end_at(released)
             self._send(released, len(self.pending))
@@ -90,6 +93,7 @@ class TextSession:
         if self.reason is None:
             self.reason = "cancelled" if finished.reason == "error" else finished.reason
             released = self._through(self.detokenizer.finish(), closing=True)
+            self._hide(released.hidden)
             if released.cut is not None:
                 self._end_at(released)
         chunk = self._chunk(released, self._take(len(self.pending)))
@@ -101,8 +105,12 @@ class TextSession:
         self.pending.append(_Pending(begin, self.length, event))
 
     def _through(self, text: str, *, closing: bool = False) -> Released:
-        """Push text through the stages in order; a stage that ends the text closes those behind it."""
+        """Push text through the stages in order; a stage that ends the text closes those behind it.
+
+        Places are compared across stages, so one that changes the text's length (the guard) stands last.
+        """
         findings: tuple[Mapping[str, Any], ...] = ()
+        hidden: tuple[tuple[int, int], ...] = ()
         cut: int | None = None
         reason: Literal["stop", "content_filter"] = "stop"
         for place, stage in enumerate(self.stages):
@@ -112,18 +120,36 @@ class TextSession:
             text = "".join(result.text for result in results)
             for result in results:
                 findings += result.findings
-                self.settled[place] += len(result.text) if result.settled is None else result.settled
+                hidden += result.hidden
+                decided = len(result.text) if result.settled is None else result.settled
+                self.settled[place] += decided
+                self.shifted |= place < len(self.stages) - 1 and decided != len(result.text) and result.cut is None
                 if result.cut is not None:
                     cut, reason, closing = result.cut, result.reason, True
             if not text and not closing:
                 break
-        return Released(text, cut=cut, reason=reason, findings=findings)
+        return Released(text, cut=cut, reason=reason, findings=findings, hidden=hidden)
 
     def _end_at(self, released: Released) -> None:
         """The text ends at released.cut: tokens that lie wholly past it never happened."""
         self.reason = released.reason
         cut = released.cut or 0
+        if released.reason == "content_filter":  # a token that reaches into the blocked part would tell of it
+            self.private = True
+            self.pending = deque(p for p in self.pending if p.end <= cut and p.begin < cut)
+            return
         self.pending = deque(p for p in self.pending if p.begin < cut or (p.begin == p.end and p.end < cut))
+
+    def _hide(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Tokens that spell replaced text are counted, and reported nowhere."""
+        if not spans:
+            return
+        self.private = True
+        shown = deque(p for p in self.pending if not any(_overlaps(p, start, end) for start, end in spans))
+        if self.shifted:
+            shown = deque()  # which token spells what is not known: none of them is told
+        self.reported_tokens += len(self.pending) - len(shown)
+        self.pending = shown
 
     def _settled_tokens(self) -> int:
         """How many pending tokens have all their text decided by every stage."""
@@ -155,6 +181,12 @@ class TextSession:
             fingerprint=self.info.fingerprint,
             findings=released.findings,
         )
+
+
+def _overlaps(token: _Pending, start: int, end: int) -> bool:
+    if token.begin == token.end:
+        return start <= token.begin < end
+    return token.begin < end and token.end > start
 
 
 def describe_token(

@@ -141,11 +141,12 @@ class Recorder:
     def on_chunk(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
 
-    def on_finish(self, finished: Finished) -> None:
+    def on_finish(self, finished: Finished, *, private: bool = False) -> None:
+        """private: tokens that may be shown nowhere were drawn; only their hash is noted."""
         if finished.reason in ("cancelled", "error"):
             return
         digest = sha256(b"".join(struct.pack("<qI", *pair) for pair in self._drawn)).hexdigest()
-        tokens, text = [token for token, _ in self._drawn], "".join(self._texts)
+        tokens, text = [] if private else [token for token, _ in self._drawn], "".join(self._texts)
         self.report(
             replace(self.run, token_ids=tokens, text=text, finish_reason=finished.reason, digest=digest),
         )
@@ -172,7 +173,7 @@ def make_request(
         final = session.on_finish(finished)
         if recorder is not None:
             recorder.on_chunk(final)
-            recorder.on_finish(finished)
+            recorder.on_finish(finished, private=session.private)
         submission.put(finished.error if finished.error is not None else final)
 
     return Request(

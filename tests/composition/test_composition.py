@@ -23,6 +23,7 @@ from helpers.server import serving
 
 MESSAGES = [{"role": "user", "content": "abc"}]
 LETTER = "\ufffd"
+FORBIDDEN = {"use": "words", "words": list("aeiou"), "match": "str", "replacement": "#"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ ROWS = [
     Row("stop", {"stop": [LETTER]}, lambda g: LETTER not in g.text),
     Row("logit_bias", {"logit_bias": {"5": -100.0}}, lambda g: 5 not in g.token_ids),
     Row("min_tokens", {"min_tokens": 2, "ignore_eos": True}, lambda g: True),
+    Row("guard", {"guard": {"output": ["pii", FORBIDDEN]}}, lambda g: not set("aeiou") & set(g.text.replace("#", ""))),
 ]
 PAIRS = list(itertools.combinations(ROWS, 2))
 IDS = [f"{a.name}+{b.name}" for a, b in PAIRS]

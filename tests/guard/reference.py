@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnomon.guard.charset import WORD, contains
-from gnomon.guard.regex import Alt, Boundary, Cat, Chars, Group, Look, Node, Repeat
+from gnomon.guard.regex import Alt, Boundary, Cat, Chars, Group, Look, Node
 
 
 def ends(node: Node, text: str, at: int) -> set[int]:

@@ -31,7 +31,9 @@ def checks() -> st.SearchStrategy[list[dict[str, Any]]]:
             "use": st.just("regex"),
             "regex": patterns(),
             "action": st.sampled_from(["redact", "block", "flag", "replace"]),
-            "views": st.lists(st.sampled_from(["raw", "leet", "spaced", "visible", "url"]), min_size=1, max_size=2, unique=True),
+            "views": st.lists(
+                st.sampled_from(["raw", "leet", "spaced", "visible", "url"]), min_size=1, max_size=2, unique=True
+            ),
         }
     )
     return st.lists(check, min_size=1, max_size=3)
@@ -39,7 +41,9 @@ def checks() -> st.SearchStrategy[list[dict[str, Any]]]:
 
 @settings(max_examples=300, deadline=None)
 @given(checks(), TEXTS, CUTS)
-def test_every_split_gives_the_same_text_findings_and_verdict(rules: list[dict[str, Any]], text: str, cuts: list[int]) -> None:
+def test_every_split_gives_the_same_text_findings_and_verdict(
+    rules: list[dict[str, Any]], text: str, cuts: list[int]
+) -> None:
     try:
         guard = Guard({"output": [{**rule, "name": f"r{i}"} for i, rule in enumerate(rules)]})
     except UsageError:
@@ -98,7 +102,9 @@ def test_a_saved_session_goes_on_as_if_nothing_happened(rules: list[dict[str, An
 
 
 def test_nothing_of_a_blocked_part_leaves_and_nothing_after_it() -> None:
-    guard = Guard({"output": [{"use": "words", "words": ["secret"], "action": "block"}], "on_block": {"message": " [ended]"}})
+    guard = Guard(
+        {"output": [{"use": "words", "words": ["secret"], "action": "block"}], "on_block": {"message": " [ended]"}}
+    )
     for pieces in (["The secret is 42."], list("The secret is 42."), ["The sec", "ret is 42."]):
         out, findings, verdict = outcome(guard, pieces)
         assert out == "The  [ended]" and verdict == "block" and [f.start for f in findings] == [4]
@@ -161,7 +167,9 @@ def test_a_wrong_policy_says_what_and_where(policy: Any, says: str) -> None:
 
 def test_right_to_left_text_and_combining_characters_pass_unchanged() -> None:
     text = "שלום עולם! نَصٌّ مُشَكَّل 👩‍👩‍👧 e\u0301 ک\u200cتاب\r\n"
-    guard = Guard({"output": ["secrets", "pii", {"use": "words", "words": ["bomb"], "views": ["nfkc", "leet", "spaced"]}]})
+    guard = Guard(
+        {"output": ["secrets", "pii", {"use": "words", "words": ["bomb"], "views": ["nfkc", "leet", "spaced"]}]}
+    )
     for pieces in ([text], list(text), [bytes([b]) for b in text.encode()]):
         assert outcome(guard, pieces) == (text, [], "pass")
 
@@ -169,7 +177,8 @@ def test_right_to_left_text_and_combining_characters_pass_unchanged() -> None:
 @pytest.mark.parametrize(
     ("view", "disguise"),
     [
-        ("nfkc", "ｂａｎａｎａ"), ("nfkc", "bа nanа".replace(" ", "")), ("nfkc", "ba\u200bna\u2060na"), ("nfkc", "BÄnána"),
+        ("nfkc", "ｂａｎａｎａ"), ("nfkc", "bа nanа".replace(" ", "")), ("nfkc", "ba\u200bna\u2060na"),
+        ("nfkc", "BÄnána"),
         ("leet", "b4n4n4"), ("leet", "b@n@n@"), ("spaced", "b a n a n a"), ("spaced", "b.a.n.a.n.a"),
         ("rot13", "onanan"), ("base64", "YmFuYW5h"), ("hex", "62616e616e61"), ("url", "b%61nan%61"),
         ("base64+base64", "WW1GdVlXNWg="), ("url+nfkc", "B%61NANA"), ("base64+nfkc", "QkFOQU5B"),

@@ -15,6 +15,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gnomon.errors import UsageError
 from gnomon.guard import charset as cs
@@ -50,7 +51,7 @@ class State:
     id: int
     kernel: Kernel
     mask: int
-    next: list[object]
+    next: list[Any]
     gate: bool
     urgent: tuple[int, ...]
     accepts: dict[int, tuple[int, ...]] = field(default_factory=dict)

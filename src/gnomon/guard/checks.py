@@ -6,24 +6,29 @@ A check is a function of the found text alone. Knows nothing of patterns.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from gnomon.errors import ConfigError
+from gnomon.errors import ConfigError, MissingExtra
+from gnomon.guard import checksums
 
 NATIONAL = {
     "aba": "us.rtn", "abn": "au.abn", "acn": "au.acn", "tfn": "au.tfn", "nhs": "gb.nhs", "fiscale": "it.codicefiscale",
     "vat_it": "it.iva", "nif": "es.nif", "nie": "es.nie", "pesel": "pl.pesel",
-    "aadhaar": "in_.aadhaar", "pan": "in_.pan", "hetu": "fi.hetu", "iban": "iban", "steuer_id": "de.idnr",
+    "aadhaar": "in_.aadhaar", "pan": "in_.pan", "hetu": "fi.hetu", "steuer_id": "de.idnr",
     "bsn": "nl.bsn", "nir": "fr.nir", "cpf": "br.cpf", "cnpj": "br.cnpj", "rrn": "kr.rrn", "itin": "us.itin",
     "ssn": "us.ssn", "utr": "gb.utr", "personnummer": "se.personnummer", "isin": "isin", "bic": "bic", "vat": "eu.vat",
-    "imei": "imei", "bitcoin": "bitcoin", "ahv": "ch.ssn", "gstin": "in_.gstin", "cpr": "dk.cpr", "rfc": "mx.rfc",
+    "imei": "imei", "ahv": "ch.ssn", "gstin": "in_.gstin", "cpr": "dk.cpr", "rfc": "mx.rfc",
     "curp": "mx.curp", "tckimlik": "tr.tckimlik", "sin": "ca.sin", "idcard_cn": "cn.ric", "mynumber": "jp.in_",
 }  # fmt: skip
-"""Check name -> module of python-stdnum."""
+"""Check name -> module of python-stdnum (extra `guard`)."""
+
+DATE = re.compile(r"(?:19|20)\d\d[-./ ][01]?\d[-./ ][0-3]?\d(?!\d)|[0-3]?\d[-./][01]?\d[-./](?:19|20)\d\d(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def make_check(keys: Mapping[str, Any], where: str) -> Check | None:
         raise ConfigError(f"{where}: no check `{name}`.", hint=f"Known: {', '.join(sorted(CHECKS))}.", param="check")
     stopwords = tuple(str(word).lower() for word in keys.get("stopwords", ()))
     check = Check(float(keys.get("entropy", 0.0)), int(keys.get("digits", 0)), stopwords, name)
+    if name in NATIONAL and find_spec("stdnum") is None:
+        raise MissingExtra(f"The check `{name}`", "guard")
     return None if check == Check() else check
 
 
@@ -59,26 +66,6 @@ def shannon(text: str) -> float:
     """Bits per character of the text's own distribution."""
     total = len(text)
     return -sum(n / total * math.log2(n / total) for n in Counter(text).values()) if total else 0.0
-
-
-def luhn(text: str) -> bool:
-    """The check digit of payment cards (ISO/IEC 7812-1), separators ignored; no card has one digit only."""
-    digits = [int(c) for c in text if c.isdigit()]
-    if len(set(digits)) < 2:
-        return False
-    doubled = [d if place % 2 == 0 else sum(divmod(2 * d, 10)) for place, d in enumerate(reversed(digits))]
-    return sum(doubled) % 10 == 0
-
-
-def ssn(text: str) -> bool:
-    """A US social security number in one consistent notation that was not ruled out by the SSA's public rules."""
-    digits = "".join(c for c in text if c.isdigit())
-    separators = {c for c in text if not c.isdigit()}
-    if len(digits) != 9 or len(separators) > 1 or len(set(digits)) == 1:
-        return False
-    area, group, serial = digits[:3], digits[3:5], digits[5:]
-    ruled_out = digits in ("123456789", "987654320", "078051120")
-    return area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000" and not ruled_out
 
 
 def ip(text: str) -> bool:
@@ -96,8 +83,10 @@ def phone(text: str) -> bool:
     import phonenumbers
 
     digits = sum(c.isdigit() for c in text)
-    regions = (None,) if text.lstrip("( ").startswith("+") else ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR", "AU", "CH")
-    if digits < 7 or digits > 17:
+    regions = (
+        (None,) if text.lstrip("( ").startswith("+") else ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR", "AU", "CH")
+    )
+    if digits < 7 or digits > 17 or DATE.match(text):
         return False
     for region in regions:
         try:
@@ -129,4 +118,5 @@ def _national(module: str) -> Callable[[str], bool]:
 
 
 CHECKS: dict[str, Callable[[str], bool]] = {name: _national(module) for name, module in NATIONAL.items()}
-CHECKS |= {"luhn": luhn, "ssn": ssn, "ip": ip, "phone": phone, "basic_auth": base64_text}
+CHECKS |= {"ip": ip, "phone": phone, "basic_auth": base64_text}
+CHECKS |= {check.__name__: check for check in (checksums.luhn, checksums.iban, checksums.ssn, checksums.bitcoin)}

@@ -42,7 +42,7 @@ class Compiled:
 
 
 class Guard:
-    """Checks of text by a policy: a mapping, GuardOptions, a YAML file, or None for secrets and personal data, redacted.
+    """Checks by a policy: a mapping, GuardOptions, a YAML file, or None for secrets and personal data, redacted.
 
     `session()` guards a stream, `scan()` a whole text; both are the same code. Raises ConfigError, PatternError.
     """
@@ -220,7 +220,9 @@ def rules_of(check: Check, folder: Path = Path()) -> list[Rule]:
     named = {name for rule in found for name in (rule.id, rule.entity) if name}
     for name in [*(check.only or []), *check.leave_out]:
         if name not in named:
-            raise ConfigError(f"`{check.use}` has no rule or entity `{name}`.", hint=f"It has: {', '.join(sorted(named))}.")
+            raise ConfigError(
+                f"`{check.use}` has no rule or entity `{name}`.", hint=f"It has: {', '.join(sorted(named))}."
+            )
     return [
         rule
         for rule in found

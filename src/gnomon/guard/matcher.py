@@ -47,7 +47,7 @@ class Matcher:
 
     program: Program
     max_hold: int = MAX_HOLD
-    accept: Callable[[int, int, int], bool] = lambda rule, start, end: True
+    accept: Callable[[int, int, int], bool] = field(default=lambda rule, start, end: True)
     overflow: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,11 +68,10 @@ class Matcher:
 
     def feed(self, text: str) -> None:
         """More text. After a stop nothing more is looked at."""
-        if self.stopped is None:
-            for character_class in self.program.classify(text):
-                self._advance(character_class)
-                if self.stopped is not None:
-                    return
+        for character_class in self.program.classify(text):
+            if self.stopped is not None:
+                return
+            self._advance(character_class)
 
     def finish(self) -> None:
         """No more text comes: what could still have become a match will not."""
@@ -95,11 +94,11 @@ class Matcher:
             if following is UNKNOWN:
                 following = program.step(self.context, c)
             begun = self.context.accepts.get(c, ())
-            self.context = following  # type: ignore[assignment]
+            self.context = following
         if (first := program.match_start(self.mask, begun)) is not None and first not in self.threads:
             self.threads[first] = at
         moved: dict[State, int] = {}
-        urgent = None
+        urgent: list[tuple[State, int]] = []
         for state, start in self.threads.items():
             following = state.next[c]
             if following is UNKNOWN:
@@ -110,11 +109,10 @@ class Matcher:
                 continue
             if following in moved:
                 if start in self.ends:
-                    self._absorb(moved[following], start)  # type: ignore[index]
+                    self._absorb(moved[following], start)
                 continue
-            moved[following] = start  # type: ignore[index]
-            if following.urgent:  # type: ignore[attr-defined]
-                urgent = urgent or []
+            moved[following] = start
+            if following.urgent:
                 urgent.append((following, start))
         self.threads = moved
         self.position = at + 1
@@ -180,8 +178,8 @@ class Matcher:
             if following is None:
                 self.closed_runs.append(run)
                 continue
-            run.state, run.end = following, self.position  # type: ignore[assignment]
-            self.threads.pop(run.state, None)  # type: ignore[arg-type]
+            run.state, run.end = following, self.position
+            self.threads.pop(following, None)
             going.append(run)
         self.runs = going
 

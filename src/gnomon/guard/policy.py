@@ -6,13 +6,11 @@ or soften one of the operator's. Knows nothing of how a policy is carried out.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gnomon.capability import OPERATOR_ONLY
-from gnomon.errors import NotAllowedInRequest
 from gnomon.guard.views import VIEW_NAMES
 
 Action = Literal["redact", "block", "replace", "flag", "vault"]
@@ -29,7 +27,7 @@ class Check(BaseModel):
     only: Annotated[list[str] | None, Field(description="Of a pack only these rules or entities.")] = None
     leave_out: Annotated[list[str], Field(description="Of a pack not these rules or entities.")] = []
     words: Annotated[list[str], Field(description="For `words`: what to look for.")] = []
-    file: Annotated[Path | None, OPERATOR_ONLY, Field(description="For `words`, `rules`: a file.")] = None
+    file: Annotated[str | None, OPERATOR_ONLY, Field(description="For `words`, `rules`: a file.")] = None
     regex: Annotated[str | None, OPERATOR_ONLY, Field(description="For `regex`: a pattern in RE2's syntax.")] = None
     match: Annotated[Literal["word", "str"], Field(description="Words: whole words, or anywhere.")] = "word"
     replacement: Annotated[str | None, Field(description="For `replace`; default: [REDACTED:rule].")] = None
@@ -59,7 +57,9 @@ class Check(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> Check:
         if self.mode == "async" and self.action in ("redact", "replace", "vault"):
-            raise ValueError("an async check cannot redact: the text has left before it is judged; use `flag` or `gate`")
+            raise ValueError(
+                "an async check cannot redact: the text has left before it is judged; use `flag` or `gate`"
+            )
         if self.replacement is not None and self.action not in ("replace", "redact"):
             raise ValueError(f"`replacement` means nothing with the action `{self.action}`")
         if self.use == "words" and not self.words and self.file is None:
@@ -93,11 +93,17 @@ class GuardOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    default: Annotated[Defaults, OPERATOR_ONLY, Field(description="What checks have that say nothing else.")] = Defaults()
+    default: Annotated[Defaults, OPERATOR_ONLY, Field(description="What checks have that say nothing else.")] = (
+        Defaults()
+    )
     input: Annotated[list[Check], Field(description="Checks of the prompt.")] = []
     output: Annotated[list[Check], Field(description="Checks of the answer.")] = []
-    on_block: Annotated[OnBlock, OPERATOR_ONLY, Field(description="What is said when the answer is blocked.")] = OnBlock()
-    shadow: Annotated[bool, OPERATOR_ONLY, Field(description="Only report: nothing is held, changed or blocked.")] = False
+    on_block: Annotated[OnBlock, OPERATOR_ONLY, Field(description="What is said when the answer is blocked.")] = (
+        OnBlock()
+    )
+    shadow: Annotated[bool, OPERATOR_ONLY, Field(description="Only report: nothing is held, changed or blocked.")] = (
+        False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +143,10 @@ def merged(operator: GuardOptions, request: GuardOptions) -> GuardOptions:
     )
 
 
-def refuse_in_request(value: Any) -> None:
-    """Ways of saying "no guard" are refused in requests."""
-    if value in (None, False, "off", "none", ""):
-        raise NotAllowedInRequest("A request cannot switch the guard off.", param="guard")
+def parse_text(text: str) -> Any:
+    """`--guard secrets,pii`, or the path of a policy file."""
+    if text.endswith((".yaml", ".yml", ".json")):
+        from gnomon.guard.guard import read_policy
+
+        return read_policy(text).model_dump(exclude_unset=True, mode="json")
+    return text

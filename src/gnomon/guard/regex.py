@@ -148,8 +148,7 @@ class _Parser:
         if end < 0 or 0 <= colon < end:
             return None
         self.at = begin + 2
-        flags = self.flags_up_to(")", flags)
-        return flags
+        return self.flags_up_to(")", flags)
 
     def flags_up_to(self, stop: str, flags: Flags) -> Flags:
         value = True
@@ -186,7 +185,7 @@ class _Parser:
     def bounds(self) -> tuple[int, int | None] | None:
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self.take(sign):
-                return bounds  # type: ignore[return-value]
+                return bounds
         if not self.peek("{"):
             return None
         end = self.pattern.find("}", self.at)

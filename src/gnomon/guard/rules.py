@@ -84,7 +84,11 @@ def split_capture(node: Node, pattern: str) -> tuple[Node | None, Node, tuple[st
 
 
 def _asserts(node: Node) -> bool:
-    return not isinstance(node, (Chars, Group)) and widths(node) == (0, 0) and not (isinstance(node, Cat) and not node.parts)
+    return (
+        not isinstance(node, (Chars, Group))
+        and widths(node) == (0, 0)
+        and not (isinstance(node, Cat) and not node.parts)
+    )
 
 
 def _flat(node: Node) -> list[Node]:
@@ -145,7 +149,7 @@ def rule_of(one: Any, source: str, names: Mapping[str, str] | None = None) -> Ru
     known = (*RULE_KEYS, "assigned", "value", "ignore_case")
     if unknown := sorted(set(one) - set(known)):
         raise ConfigError(f"{source}: rule `{id}`: unknown key `{unknown[0]}`.", hint=f"Known: {', '.join(known)}.")
-    about = {"help": str(one.get("help", "")), "entity": str(one.get("entity", ""))}
+    about: dict[str, Any] = {"help": str(one.get("help", "")), "entity": str(one.get("entity", ""))}
     check = make_check(one, f"{source}: rule `{id}`")
     if "words" in one:
         made = word_rule(id, [str(word) for word in one["words"]], match=one.get("match", "word"))

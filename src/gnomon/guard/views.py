@@ -49,16 +49,13 @@ class Mapped:
         """There is nothing to restore."""
 
 
-CONFUSABLE = {
-    **{c: "a" for c in "аɑαΑАꓮ"}, **{c: "b" for c in "ΒВЬ"}, **{c: "c" for c in "сϲСϹ"}, **{c: "d" for c in "ԁⅾ"},
-    **{c: "e" for c in "еЕΕєҽ"}, **{c: "g" for c in "ɡց"}, **{c: "h" for c in "һНΗհ"}, **{c: "i" for c in "іІΙιıӏ"},
-    **{c: "j" for c in "јЈϳ"}, **{c: "k" for c in "кКΚκ"}, **{c: "l" for c in "ⅼ∣ⲓ"}, **{c: "m" for c in "мМΜ"},
-    **{c: "n" for c in "ΝոпŋṈ"}, **{c: "o" for c in "оОοΟօσ"}, **{c: "p" for c in "рРρΡ"}, **{c: "q" for c in "ԛգ"},
-    **{c: "r" for c in "гᴦ"}, **{c: "s" for c in "ѕЅ"}, **{c: "t" for c in "тТΤτ"}, **{c: "u" for c in "υսᴜ"},
-    **{c: "v" for c in "νѵᴠ"}, **{c: "w" for c in "ԝωᴡ"}, **{c: "x" for c in "хХχΧ"}, **{c: "y" for c in "уУүΥγ"},
-    **{c: "z" for c in "ΖᴢZ"},
+LOOKALIKES = {
+    "a": "аɑαΑАꓮ", "b": "ΒВЬ", "c": "сϲСϹ", "d": "ԁⅾ", "e": "еЕΕєҽ", "g": "ɡց", "h": "һНΗհ", "i": "іІΙιıӏ", "j": "јЈϳ",
+    "k": "кКΚκ", "l": "ⅼ∣ⲓ", "m": "мМΜ", "n": "Νոп", "o": "оОοΟօσ", "p": "рРρΡ", "q": "ԛգ", "r": "гᴦ", "s": "ѕЅ",
+    "t": "тТΤτ", "u": "υսᴜ", "v": "νѵᴠ", "w": "ԝωᴡ", "x": "хХχΧ", "y": "уУүΥγ", "z": "Ζᴢ",
 }  # fmt: skip
 """Letters of other scripts that look like Latin ones (chosen by us; UTS 39 lists many more)."""
+CONFUSABLE = {other: latin for latin, others in LOOKALIKES.items() for other in others}
 LEET = dict(zip("013456789@$!|+", "oieasgtbgasilt", strict=True))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from gnomon.errors import UsageError
 from gnomon.generation import Generation, TokenLogprob
 from gnomon.serve import sse
 from gnomon.serve.body import read_json, schema
-from gnomon.serve.generating import Generating, logprob_entry, options_of, usage_of
+from gnomon.serve.generating import Generating, found_entry, logprob_entry, options_of, usage_of
 from gnomon.serve.protocol import ChatBody, parse
 from gnomon.serve.state import state_of
 
@@ -30,8 +29,9 @@ async def chat_completions(request: Request) -> Response:
     options, headers = options_of(body.extra_options(), model)
     options |= _own_options(body)
     variables = {**(body.chat_template_kwargs or {}), "add_generation_prompt": body.add_generation_prompt}
-    ids = await asyncio.to_thread(model.render, body.messages, **variables)
-    run = await Generating.start(state, model, [ids], options, chat=True, id_prefix="chatcmpl")
+    run = await Generating.start(
+        state, model, [body.messages], options, chat=True, id_prefix="chatcmpl", variables=variables
+    )
     head = {
         "id": run.id,
         "created": int(time.time()),
@@ -75,11 +75,13 @@ async def _events(
         yield {**base, "choices": [_delta(index, {"role": "assistant", "content": ""})], **empty}
     usages: dict[int, Any] = {}
     async for chunk in run.chunks(request):
-        if chunk.text or chunk.logprobs:
-            yield {**base, "choices": [_delta(chunk.index, {"content": chunk.text}, chunk.logprobs)], **empty}
+        found = found_entry(chunk.findings)
+        if chunk.text or chunk.logprobs or (found and chunk.finish_reason is None):
+            delta = _delta(chunk.index, {"content": chunk.text}, chunk.logprobs)
+            yield {**base, "choices": [delta | ({} if chunk.finish_reason else found)], **empty}
         if chunk.finish_reason is not None:
             usages[chunk.index] = chunk.usage
-            yield {**base, "choices": [_delta(chunk.index, {}, reason=chunk.finish_reason)], **empty}
+            yield {**base, "choices": [_delta(chunk.index, {}, reason=chunk.finish_reason) | found], **empty}
     if include_usage:
         yield {**base, "choices": [], "usage": usage_of([usages[i] for i in sorted(usages)], run.choices)}
 
@@ -96,7 +98,7 @@ def _choice(generation: Generation) -> dict[str, Any]:
         "message": {"role": "assistant", "content": generation.text, "refusal": None},
         "logprobs": _logprobs(generation.logprobs),
         "finish_reason": generation.finish_reason,
-    }
+    } | found_entry(generation.findings)
 
 
 def _logprobs(tokens: list[TokenLogprob] | None) -> dict[str, Any] | None:

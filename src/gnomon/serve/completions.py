@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from gnomon.errors import PromptError
 from gnomon.generation import Generation, TokenLogprob
 from gnomon.serve import sse
 from gnomon.serve.body import read_json, schema
-from gnomon.serve.generating import Generating, options_of, usage_of
+from gnomon.serve.generating import Generating, found_entry, options_of, usage_of
 from gnomon.serve.protocol import CompletionBody, parse
 from gnomon.serve.state import state_of
 
@@ -31,7 +30,7 @@ async def completions(request: Request) -> Response:
     model = state.model(body.model)
     options, headers = options_of(body.extra_options(), model)
     options["max_tokens"] = body.max_tokens if body.max_tokens is not None else DEFAULT_TOKENS
-    prompts = await asyncio.to_thread(lambda: [model.encode(prompt) for prompt in _prompts(body.prompt)])
+    prompts = _prompts(body.prompt)
     run = await Generating.start(state, model, prompts, options, chat=False, id_prefix="cmpl")
     head = {
         "id": run.id,
@@ -68,6 +67,7 @@ async def _events(
         offsets[chunk.index] = offset + len(chunk.text)
         block = _logprobs([*(chunk.prompt_logprobs or ()), *(chunk.logprobs or ())], offset) if chunk.logprobs else None
         choice = {"index": chunk.index, "text": chunk.text, "logprobs": block, "finish_reason": chunk.finish_reason}
+        choice |= found_entry(chunk.findings)
         if chunk.finish_reason is not None:
             usages[chunk.index] = chunk.usage
         yield {**head, "choices": [choice], **empty}
@@ -83,7 +83,7 @@ def _choice(generation: Generation) -> dict[str, Any]:
         "text": generation.text,
         "logprobs": block,
         "finish_reason": generation.finish_reason,
-    }
+    } | found_entry(generation.findings)
 
 
 def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:

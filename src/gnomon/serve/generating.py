@@ -16,7 +16,7 @@ from fastapi import Request
 from gnomon.capability import Origin
 from gnomon.errors import UsageError
 from gnomon.generation import Chunk, Generation, TokenLogprob, Usage
-from gnomon.model import Model
+from gnomon.model import Admitted, Messages, Model, Prompt
 from gnomon.serve.protocol import split_options
 from gnomon.serve.state import ServerState
 from gnomon.submission import Submission, join
@@ -38,23 +38,26 @@ class Generating:
         cls,
         state: ServerState,
         model: Model,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Prompt | Messages],
         options: Mapping[str, Any],
         *,
         chat: bool,
         id_prefix: str,
+        variables: Mapping[str, Any] | None = None,
     ) -> Generating:
         """Admit and submit. Options are untrusted: parsed with the origin REQUEST."""
         choices = options.get("n") or 1
         if isinstance(choices, bool) or not isinstance(choices, int):
             raise UsageError("`n`: must be a whole number.", param="n")
-        state.check_admission(model, choices * len(prompts), [len(ids) for ids in prompts])
+
+        def admit() -> list[Admitted]:
+            return [model.admit(one, options, origin=Origin.REQUEST, variables=variables) for one in prompts]
+
+        admitted = await asyncio.to_thread(admit)
+        state.check_admission(model, choices * len(prompts), [len(one.ids) for one in admitted])
 
         def submit() -> list[Submission]:
-            made: list[Submission] = []
-            for ids in prompts:
-                made.append(model.submit(ids, options, chat=chat, origin=Origin.REQUEST, id_prefix=id_prefix))
-            return made
+            return [model.submit(one, options, chat=chat, id_prefix=id_prefix) for one in admitted]
 
         return cls(state, model, await asyncio.to_thread(submit), choices)
 
@@ -140,6 +143,11 @@ def usage_of(usages: Sequence[Usage], choices: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def found_entry(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Findings of a choice as an extension key, which clients that do not know it pass over."""
+    return {"guard": {"findings": [dict(finding) for finding in findings]}} if findings else {}
 
 
 def logprob_entry(token: TokenLogprob, describe: Callable[[TokenLogprob], Any] | None = None) -> dict[str, Any]:
