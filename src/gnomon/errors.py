@@ -171,3 +171,9 @@ class EngineFailure(GnomonError):
     """A step of the engine failed; the requests in it end with this error, the engine lives on."""
 
     code = "engine_failure"
+
+
+class MergeError(UsageError):
+    """Models, methods or parameters that cannot be merged; the message names tensor, model and parameter."""
+
+    code = "merge_failed"

@@ -166,9 +166,33 @@ def _spelling(dtype: Any) -> str:
     return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "auto": "fp32"}.get(name, name)
 
 
+def open_reference(ref: str | Path, *, fetch: bool = True) -> Checkpoint:
+    """Any reference as a checkpoint, recipes and merge files included (their option defaults left aside)."""
+    source, _ = _resolve(ref)
+    return open_checkpoint(source, fetch=fetch) if isinstance(source, str | Path) else source
+
+
 def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
-    """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults."""
+    """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults.
+
+    What a resolver gives may itself be a reference to resolve: a recipe's `model: merge.yaml`.
+    """
+    source: Any = ref
+    defaults: dict[str, Any] = {}
+    seen: list[str] = []
+    while isinstance(source, str | Path):
+        if str(source) in seen:
+            raise UsageError(f"References lead in a circle: {' -> '.join([*seen, str(source)])}.", param="model")
+        seen.append(str(source))
+        found = _resolve_once(source)
+        if found is None:
+            break
+        source, defaults = found.model, {**found.defaults, **defaults}
+    return source, defaults
+
+
+def _resolve_once(ref: str | Path) -> Any:
     for capability in Registry.installed().capabilities.values():
         if capability.resolver and (found := load_attribute(capability.resolver)(ref)) is not None:
-            return found.model, dict(found.defaults)
-    return ref, {}
+            return found
+    return None

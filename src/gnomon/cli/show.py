@@ -19,11 +19,11 @@ def show(
     json: bool = typer.Option(False, "--json", help="As JSON."),
 ) -> None:
     """What a model is: network, context, parameters, identity, path; nothing is loaded."""
+    from gnomon.loading import open_reference
     from gnomon.models.checkpoint import Checkpoint
-    from gnomon.models.reference import open_checkpoint
     from gnomon.models.zoo import DEFAULT_MODEL
 
-    checkpoint: Checkpoint = open_checkpoint(ref or DEFAULT_MODEL, fetch=False)
+    checkpoint: Checkpoint = open_reference(ref or DEFAULT_MODEL, fetch=False)
     if template:
         print(checkpoint.chat_template or "")
         return

@@ -7,7 +7,7 @@ demand. Knows files and formats, nothing of networks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,14 @@ class Checkpoint(Mapping[str, "Tensor"], ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def reader(self, name: str) -> Callable[[int, int], Tensor]:
+        """reader(start, stop): elements start..stop of a tensor, flat in row-major order.
+
+        Where the format allows, only those are read and nothing stays mapped; else the tensor is made once and held.
+        """
+        flat = self[name].reshape(-1)
+        return lambda start, stop: flat[start:stop]
 
     @property
     @abstractmethod

@@ -6,7 +6,9 @@ Blocks are dequantised per tensor through the `gguf` package; `quantized()` give
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,25 @@ class GgufCheckpoint(Checkpoint):
         if self.architecture in gguf_names.NORM_PLUS_ONE and name.endswith("norm.weight"):
             values = values - np.float32(1)
         return torch.from_numpy(np.ascontiguousarray(values))
+
+    def reader(self, name: str) -> Callable[[int, int], Tensor]:
+        """Dequantises only the rows that are asked for (rows that llama.cpp reordered: the whole tensor, once)."""
+        if self._is_permuted(name) or len(self._tensors[name].shape) < 2:
+            return super().reader(name)
+        import torch
+
+        tensor = self._tensors[name]
+        columns, rows = tensor.shape[-1], prod(tensor.shape[:-1])
+        row_bytes = (tensor.end - tensor.begin) // rows
+
+        def read(start: int, stop: int) -> Tensor:
+            first, last = start // columns, -(-stop // columns)
+            begin = tensor.begin + first * row_bytes
+            part = replace(tensor, shape=(last - first, columns), begin=begin, end=begin + (last - first) * row_bytes)
+            flat = torch.from_numpy(np.ascontiguousarray(self._values(part))).reshape(-1)
+            return flat[start - first * columns : stop - first * columns]
+
+        return read
 
     @property
     def has_blocks(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,9 @@ class LoraCheckpoint(Checkpoint):
                 f"{self.path}: the delta of `{name}` is {tuple(delta.shape)}, the weight {tuple(weight.shape)}."
             )
         return (weight.float() + delta).to(weight.dtype)
+
+    def reader(self, name: str) -> Callable[[int, int], Tensor]:
+        return super().reader(name) if name in self._pairs else self.base.reader(name)
 
     @property
     def has_blocks(self) -> bool:

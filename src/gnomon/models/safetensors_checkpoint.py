@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class DirectoryCheckpoint(Checkpoint):
             self._stored |= read_header(file)
         _check_index(path, self._stored)
         self._maps: dict[Path, mmap.mmap] = {}
+        self._handles: dict[Path, int] = {}
 
     def info(self, name: str) -> TensorInfo:
         stored = self._stored[name]
@@ -73,6 +75,26 @@ class DirectoryCheckpoint(Checkpoint):
             return torch.empty(stored.shape, dtype=dtype)
         data = memoryview(self._map(stored.file))[stored.begin : stored.end]
         return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(stored.shape)
+
+    def reader(self, name: str) -> Callable[[int, int], Tensor]:
+        import torch
+
+        stored = self._stored[name]
+        dtype = getattr(torch, TYPES[stored.dtype])
+        size = torch.empty(0, dtype=dtype).element_size()
+        handle = self._handle(stored.file)
+
+        def read(start: int, stop: int) -> Tensor:
+            data = bytearray((stop - start) * size)
+            view, place = memoryview(data), stored.begin + start * size
+            while len(view):
+                count = os.preadv(handle, [view], place)
+                if count == 0:
+                    raise CheckpointError(f"{stored.file} became shorter while it was read.")
+                view, place = view[count:], place + count
+            return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+        return read
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -104,8 +126,19 @@ class DirectoryCheckpoint(Checkpoint):
                 self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]
 
+    def _handle(self, file: Path) -> int:
+        if file not in self._handles:
+            self._handles[file] = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return self._handles[file]
+
     def close(self) -> None:
         self._maps.clear()  # tensors that are still views keep their map alive
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handles"):
+            self.close()
 
 
 def read_json(path: Path) -> dict[str, Any]:

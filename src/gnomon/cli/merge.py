@@ -1,0 +1,164 @@
+"""`gnomon merge`: merge models as a merge file says. Thin: parses flags, prints what `gnomon.merge` gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from gnomon.cli.common import human_bytes, print_json, print_table
+
+
+class RunByDefault(TyperGroup):
+    """`gnomon merge FILE OUT` is `gnomon merge run FILE OUT`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunByDefault,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Merge models: mergekit's files, in bounded memory. `gnomon merge FILE OUT` runs one.\n\n"
+    "A merge file is a model reference too: gnomon serve merge.yaml, gnomon.load('merge.yaml').",
+)
+FILE = typer.Argument(..., metavar="FILE", help="A merge file (YAML in mergekit's format).")
+JSON = typer.Option(False, "--json", help="As JSON.")
+SEED = typer.Option(0, "--seed", "--random-seed", help="Seed of DARE's and DELLA's random drops.")
+COMPAT = typer.Option(False, "--compat/--no-compat", help="mergekit's own dtypes and torch generator, side by side.")
+THREADS = typer.Option(0, "--threads", "-j", help="CPU threads; 0: all. The result does not depend on it.")
+TRUNCATE = typer.Option(False, "--unsafe-truncate-embeddings", help="Cut tables of unequal vocabularies to the least.")
+NONFINITE = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinity as they are.")
+MEMORY = typer.Option(None, "--max-memory", metavar="SIZE", help="Most memory to use, as 2GB; kept, or refused before.")
+SHARD = typer.Option("5B", "--out-shard-size", metavar="SIZE", help="Largest output file (5B is 5 * 10^9 bytes).")
+
+
+def _open(file: Path, **run: Any) -> Any:
+    from gnomon.merge.build import MergeRun, open_merge
+
+    return open_merge(file, MergeRun(**run))
+
+
+def _warn(warnings: Any) -> None:
+    for warning in warnings:
+        typer.echo(f"note: {warning}", err=True)
+
+
+@app.command()
+def run(
+    file: Path = FILE,
+    out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make."),
+    max_memory: str = MEMORY,
+    out_shard_size: str = SHARD,
+    seed: int = SEED,
+    compat: bool = COMPAT,
+    threads: int = THREADS,
+    copy_tokenizer: bool = typer.Option(True, "--copy-tokenizer/--no-copy-tokenizer", help="Write a tokenizer too."),
+    unsafe_truncate_embeddings: bool = TRUNCATE,
+    allow_nonfinite: bool = NONFINITE,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT when it holds something else."),
+    json: bool = JSON,
+) -> None:
+    """Merge and write a model directory: streamed, resumable, whole or not at all.
+
+    A killed run leaves OUT.partial; the same command goes on where it stopped and gives the same bytes.
+    """
+    from gnomon.merge.writer import write
+
+    merged = _open(
+        file,
+        seed=seed,
+        compat=compat,
+        threads=threads,
+        truncate_embeddings=unsafe_truncate_embeddings,
+        allow_nonfinite=allow_nonfinite,
+    )
+    _warn(merged.plan.warnings)
+    written = write(
+        merged,
+        out,
+        max_memory=max_memory,
+        shard_bytes=out_shard_size,
+        overwrite=overwrite,
+        copy_tokenizer=copy_tokenizer,
+    )
+    if json:
+        print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
+        return
+    again = f", {written.resumed} of them from an earlier run" if written.resumed else ""
+    print(f"{written.path}: {written.tensors} tensors{again}, {human_bytes(written.bytes)}, {written.seconds:.1f} s")
+    print(f"identity {written.identity}")
+
+
+@app.command()
+def plan(
+    file: Path = FILE,
+    max_memory: str = MEMORY,
+    out_shard_size: str = SHARD,
+    threads: int = THREADS,
+    unsafe_truncate_embeddings: bool = TRUNCATE,
+    tensors: bool = typer.Option(False, "--tensors", help="List every tensor."),
+    json: bool = JSON,
+) -> None:
+    """What a merge will read, write and need, from file headers (or a bare index) alone."""
+    from gnomon.merge.forecast import forecast
+
+    merged = _open(file, threads=threads, truncate_embeddings=unsafe_truncate_embeddings)
+    found = forecast(merged, max_memory=max_memory, shard_bytes=out_shard_size)
+    _warn(merged.plan.warnings)
+    listed = [
+        {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "method": t.method or "copy",
+         "sources": [[s.model, s.tensor] for s in t.sources], "parameters": dict(t.parameters)}
+        for t in merged.plan.tensors
+    ]  # fmt: skip
+    if json:
+        print_json({**vars(found), **({"list": listed} if tensors else {})})
+        return
+    rows = [
+        ("tensors", found.tensors),
+        ("bytes read", human_bytes(found.bytes_read)),
+        ("bytes written", human_bytes(found.bytes_written)),
+        ("files written", found.files),
+        ("peak memory", f"{human_bytes(found.peak_memory)} (at `{found.worst_tensor}`)"),
+        ("threads", found.threads),
+        ("time", f"about {found.seconds:.0f} s here"),
+    ]
+    print_table(("", ""), rows)
+    if tensors:
+        shown = [(t["name"], "x".join(map(str, t["shape"])), t["dtype"], t["method"], t["parameters"]) for t in listed]
+        print_table(("TENSOR", "SHAPE", "DTYPE", "METHOD", "PARAMETERS"), shown)
+
+
+@app.command()
+def methods(json: bool = JSON) -> None:
+    """The merge methods and their parameters."""
+    from gnomon.merge.registry import REQUIRED
+    from gnomon.merge.registry import methods as known
+
+    rows = []
+    for method in known().values():
+        parameters = {
+            p.name: {"type": p.kind.__name__, "per_model": p.per_model}
+            | ({} if p.default is REQUIRED else {"default": p.default})
+            for p in method.parameters.values()
+        }
+        facts = {"name": method.name, "base": method.base, "parameters": parameters, "help": method.help}
+        rows.append({**facts, "reference": method.reference})
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("METHOD", "BASE", "PARAMETERS", ""),
+        [(r["name"], r["base"], ", ".join(r["parameters"]), r["help"]) for r in rows],
+    )

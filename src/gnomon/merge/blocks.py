@@ -1,0 +1,170 @@
+"""One output tensor's inputs, seen block by block, so that no tensor need ever be held whole.
+
+A block is a run of whole rows (of a tensor seen as [rows, columns]). The grid of blocks is fixed by the shape alone:
+sums are taken per block and added in order, so results do not depend on threads, memory limits or sharding.
+Legend: R rows of a block, C columns. Knows nothing of files, models or methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from gnomon.errors import MergeError
+from gnomon.merge.parallel import ordered_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gnomon.merge.randomness import Randomness
+
+BLOCK_ELEMENTS = 1 << 18
+SUM_CHUNK = 1024
+Reader = Callable[[int, int], "Tensor"]
+"""reader(start, stop): elements start..stop of a tensor, flat in row-major order."""
+T = TypeVar("T")
+
+
+@dataclass
+class Block:
+    """Rows of every input. models_RC: one [R, C] tensor per model; base_RC: likewise, None without a base.
+
+    start: flat index of the first element in the whole tensor.
+    """
+
+    index: int
+    start: int
+    models_RC: list[Tensor]
+    base_RC: Tensor | None
+    view: TensorView
+    _deltas: list[Tensor] | None = None
+
+    @property
+    def base(self) -> Tensor:
+        """The base's rows; the registry has checked that there is one."""
+        if self.base_RC is None:
+            raise MergeError("This method needs a base model.", hint="Set `base_model`.")
+        return self.base_RC
+
+    def deltas(self) -> list[Tensor]:
+        """Task vectors, model minus base, one [R, C] tensor per model; computed once per block."""
+        if self._deltas is None:
+            self._deltas = [model_RC - self.base for model_RC in self.models_RC]
+        return self._deltas
+
+    def per_column(self, values: Tensor) -> Tensor:
+        """One value per column (everything but the first dimension) laid out as this block: [R, C]."""
+        places = torch.arange(self.start, self.start + self.models_RC[0].numel()) % len(values)
+        return values[places].reshape(self.models_RC[0].shape).to(self.models_RC[0].dtype)
+
+    def vectors(self) -> list[Tensor]:
+        """Task vectors where there is a base, else the models themselves."""
+        return self.models_RC if self.base_RC is None else self.deltas()
+
+
+@dataclass
+class TensorView:
+    """Everything that goes into one output tensor. dtype: what the arithmetic is done in."""
+
+    name: str
+    shape: tuple[int, ...]
+    readers: Sequence[Reader]
+    base_reader: Reader | None
+    dtype: torch.dtype
+    random: Randomness
+    labels: Sequence[str] = ()
+    allow_nonfinite: bool = False
+    threads: int = 1
+    cast: torch.dtype | None = None
+    """A narrower type that inputs are first rounded to (mergekit's `dtype`)."""
+    _checked: set[int] = field(default_factory=set)
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def rows_per_block(self) -> int:
+        return max(1, BLOCK_ELEMENTS // max(1, self.columns))
+
+    def block_count(self) -> int:
+        return -(-self.rows // self.rows_per_block) if self.numel else 0
+
+    def block(self, index: int) -> Block:
+        """Read one block. Raises MergeError when an input holds NaN or infinity."""
+        first = index * self.rows_per_block
+        last = min(self.rows, first + self.rows_per_block)
+        start, stop = first * self.columns, last * self.columns
+        parts = [self._read(reader, start, stop) for reader in self.readers]
+        base_RC = self._read(self.base_reader, start, stop) if self.base_reader is not None else None
+        if index not in self._checked:
+            self._check([*parts, *([base_RC] if base_RC is not None else [])])
+            self._checked.add(index)
+        return Block(index, start, parts, base_RC, self)
+
+    def _read(self, reader: Reader, start: int, stop: int) -> Tensor:
+        flat = reader(start, stop)
+        if self.cast is not None:
+            flat = flat.to(self.cast)
+        return flat.to(self.dtype).reshape(-1, self.columns)
+
+    def _check(self, parts_RC: Sequence[Tensor]) -> None:
+        if self.allow_nonfinite:
+            return
+        for place, part_RC in enumerate(parts_RC):
+            low, high = torch.aminmax(part_RC)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                label = self.labels[place] if place < len(self.labels) else f"input {place + 1}"
+                raise MergeError(
+                    f"Tensor `{self.name}` of {label} holds NaN or infinity.",
+                    hint="Repair that model, or pass allow_nonfinite (--allow-nonfinite) to merge it as it is.",
+                )
+
+    def map(self, function: Callable[[Block], T]) -> list[T]:
+        """function over all blocks, in parallel; results in the blocks' order."""
+        return ordered_map(lambda index: function(self.block(index)), range(self.block_count()), self.threads)
+
+    def sums(self, function: Callable[[Block], Sequence[Tensor]]) -> list[float]:
+        """Sums over the whole tensor of each elementwise quantity that function gives, accumulated in float64."""
+        rows = self.map(lambda block: [total(value_RC) for value_RC in function(block)])
+        return [math.fsum(column) for column in zip(*rows, strict=True)]
+
+    def column_sums(self, function: Callable[[Block], Sequence[Tensor]]) -> list[Tensor]:
+        """Like sums, but down the first dimension: one float64 sum per place of the others."""
+        wide = self.numel // max(1, self.shape[0])
+
+        def add(block: Block) -> list[Tensor]:
+            parts_RC = function(block)
+            if wide == self.columns:
+                return [part_RC.sum(0, dtype=torch.float64) for part_RC in parts_RC]
+            places = torch.arange(block.start, block.start + parts_RC[0].numel()) % wide
+            empty = torch.zeros(wide, dtype=torch.float64)
+            return [empty.index_add(0, places, part_RC.reshape(-1).double()) for part_RC in parts_RC]
+
+        return [torch.stack(column).sum(0) for column in zip(*self.map(add), strict=True)]
+
+
+def total(value: Tensor) -> float:
+    """The sum in float64, in an order fixed by the length alone (whatever the number of threads)."""
+    flat = value.reshape(-1)
+    whole = flat.numel() // SUM_CHUNK * SUM_CHUNK
+    parts = flat[:whole].view(-1, SUM_CHUNK).sum(1, dtype=torch.float64)
+    return math.fsum(parts.tolist()) + float(flat[whole:].sum(dtype=torch.float64))
+
+
+def tensor_reader(tensor: Tensor) -> Reader:
+    """A reader over a tensor in memory."""
+    flat = tensor.reshape(-1)
+    return lambda start, stop: flat[start:stop]

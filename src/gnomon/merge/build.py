@@ -1,0 +1,201 @@
+"""`gnomon.merge.merge`: from a merge file (or its content) to a MergedCheckpoint, written when `out` is given.
+
+Opens the models that the file names, joins vocabularies and configs, resolves files of several documents.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gnomon.errors import ConfigError, MergeError
+from gnomon.kernels import available_threads
+from gnomon.loading import open_reference
+from gnomon.merge.config import MergeOptions, is_merge_file, parse_config, read_documents
+from gnomon.merge.merged import MergedCheckpoint
+from gnomon.merge.plan import Planner
+from gnomon.merge.templates import chat_template
+from gnomon.merge.vocabulary import Vocabulary, join_vocabularies
+from gnomon.models.checkpoint import Checkpoint
+
+SUFFIXES = (".yaml", ".yml")
+_opening = threading.local()
+
+
+@dataclass(frozen=True)
+class MergeRun:
+    """How to run it, beside what the file says. seed: of DARE's and DELLA's draws. threads: 0 for all CPUs."""
+
+    seed: int = 0
+    compat: bool = False
+    threads: int = 0
+    truncate_embeddings: bool = False
+    allow_nonfinite: bool = False
+
+
+def merge(
+    config: str | Path | Mapping[str, Any] | MergeOptions,
+    *,
+    out: str | Path | None = None,
+    max_memory: int | str | None = None,
+    models: Mapping[str, Checkpoint] | None = None,
+    seed: int = 0,
+    compat: bool = False,
+    threads: int = 0,
+    truncate_embeddings: bool = False,
+    allow_nonfinite: bool = False,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Merge models as a merge file says; without `out` nothing is written: tensors are computed when asked for.
+
+    config: a path, a mapping, or parsed options. models: open checkpoints by the names that the file uses.
+    max_memory: bytes or "2GB", planned before and kept. compat: replay torch's generator and dtypes as mergekit does.
+    Raises ConfigError, MergeError, UsageError, CheckpointError.
+    """
+    run = MergeRun(seed, compat, threads, truncate_embeddings, allow_nonfinite)
+    merged = open_merge(config, run, models)
+    if out is None:
+        return merged
+    from gnomon.merge.writer import write
+    from gnomon.models.reference import open_path
+
+    write(merged, Path(out), max_memory=max_memory, overwrite=overwrite)
+    return open_path(Path(out))
+
+
+def open_merge(
+    config: str | Path | Mapping[str, Any] | MergeOptions,
+    run: MergeRun | None = None,
+    models: Mapping[str, Checkpoint] | None = None,
+) -> MergedCheckpoint:
+    """A merge file as a checkpoint. Of several documents the unnamed (or last) one is the result."""
+    run = run or MergeRun()
+    if isinstance(config, str | Path):
+        path = Path(config)
+        with _not_twice(path):
+            return _documents(read_documents(path), str(path), path.parent, run, dict(models or {}))
+    content = config if isinstance(config, MergeOptions) else dict(config)
+    return _one(parse_config(content), "merge", Path(), run, dict(models or {}))
+
+
+def _documents(
+    documents: Sequence[Any], source: str, folder: Path, run: MergeRun, known: dict[str, Checkpoint]
+) -> MergedCheckpoint:
+    if not documents:
+        raise ConfigError(f"{source} is empty.")
+    parsed = [parse_config(document, source) for document in documents]
+    if len(parsed) == 1:
+        return _one(parsed[0], source, folder, run, known)
+    names = [options.name for options in parsed]
+    doubled = [name for name in names if name is not None and names.count(name) > 1]
+    if doubled or names.count(None) > 1:
+        wrong = f"two documents are named `{doubled[0]}`" if doubled else "more than one document has no name"
+        raise ConfigError(
+            f"{source}: {wrong}.",
+            hint="Give each document but the last its own `name:`.",
+            param="name",
+        )
+    final = parsed[names.index(None)] if None in names else parsed[-1]
+    pending = [options for options in parsed if options is not final]
+    while pending:
+        ready = [o for o in pending if not set(o.references()) & {other.name for other in pending}]
+        if not ready:
+            raise ConfigError(f"{source}: the documents {', '.join(str(o.name) for o in pending)} refer to each other.")
+        for options in ready:
+            known[str(options.name)] = _one(options, f"{source} ({options.name})", folder, run, known)
+            pending.remove(options)
+    return _one(final, source, folder, run, known)
+
+
+def _one(
+    options: MergeOptions, source: str, folder: Path, run: MergeRun, known: Mapping[str, Checkpoint]
+) -> MergedCheckpoint:
+    models = {ref: known[ref] if ref in known else _open(ref, folder, source) for ref in options.references()}
+    vocabulary: Vocabulary | None = join_vocabularies(options, models, source)
+    planner = Planner(
+        options, models, source, run.truncate_embeddings, vocabulary.size if vocabulary is not None else None
+    )
+    planner.warnings += vocabulary.warnings if vocabulary is not None else ()
+    plan = planner.plan(seed=run.seed, compat=run.compat)
+    config = dict(models[plan.donor].config)
+    if plan.layers is not None:
+        config = _with_depth(config, plan.layers)
+    if vocabulary is not None:
+        config["vocab_size"] = vocabulary.size
+        if vocabulary.donor != plan.donor:
+            ends = vocabulary.source.config
+            config |= {k: ends[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in ends}
+    elif run.truncate_embeddings:
+        rows = [tensor.rows for tensor in plan.tensors if tensor.rows is not None]
+        config |= {"vocab_size": rows[0]} if rows else {}
+    if dtype := options.out_dtype or options.dtype:
+        config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        config["torch_dtype"] = dtype
+    return MergedCheckpoint(
+        plan,
+        models,
+        reference=source,
+        config=config,
+        chat_template=chat_template(options.chat_template, list(models.values()), models[plan.donor]),
+        vocabulary=vocabulary,
+        threads=run.threads or available_threads(),
+        allow_nonfinite=run.allow_nonfinite,
+    )
+
+
+def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The config of a network of another depth."""
+    key = next((k for k in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if k in config), None)
+    changed = {**config, key or "num_hidden_layers": layers}
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) != layers:
+        period = next(p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
+        changed["layer_types"] = [kinds[i % period] for i in range(layers)]
+    return changed
+
+
+def _open(reference: str, folder: Path, source: str) -> Checkpoint:
+    """A model of a merge file: a path (from the file's folder, else from here), or any model reference."""
+    head, plus, adapters = reference.partition("+")
+    near = folder / head
+    if not near.exists() and "/" in head and not Path(head).exists() and head.count("/") == 1 and ":" not in head:
+        raise ConfigError(
+            f"{source}: there is no model directory `{head}`.",
+            hint=f"A model of the Hugging Face hub is written hf:{head}.",
+            param="model",
+        )
+    return open_reference(f"{near}{plus}{adapters}" if near.exists() else reference)
+
+
+@contextmanager
+def _not_twice(path: Path) -> Iterator[None]:
+    """Refuse a merge file that leads back to itself."""
+    chain: list[Path] = _opening.__dict__.setdefault("chain", [])
+    resolved = path.resolve()
+    if resolved in chain:
+        raise MergeError(f"{path} refers to itself: {' -> '.join(p.name for p in [*chain, resolved])}.")
+    chain.append(resolved)
+    try:
+        yield
+    finally:
+        chain.pop()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a merge file means as a model reference."""
+
+    model: MergedCheckpoint
+    defaults: dict[str, Any]
+
+
+def resolve(ref: str | Path) -> Resolved | None:
+    """Resolver hook: a .yaml file with `merge_method` at its top is the model that it merges."""
+    path = Path(ref)
+    if path.suffix not in SUFFIXES or not path.is_file() or not is_merge_file(path):
+        return None
+    return Resolved(open_merge(path), {})

@@ -1,0 +1,67 @@
+"""What a merge will read, write and need: bytes, peak memory, time. From headers alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from gnomon.merge.budget import Budget, parse_bytes
+from gnomon.merge.registry import methods
+from gnomon.merge.writer import SHARD_BYTES, lay_out
+
+if TYPE_CHECKING:
+    from gnomon.merge.merged import MergedCheckpoint
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """peak_memory: bytes, the process included. seconds: an estimate from one measured block on this machine."""
+
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    files: int
+    peak_memory: int
+    worst_tensor: str
+    threads: int
+    seconds: float
+
+
+def forecast(
+    merged: MergedCheckpoint, *, max_memory: int | str | None = None, shard_bytes: int | str = SHARD_BYTES
+) -> Forecast:
+    """Raises MergeError when max_memory does not suffice."""
+    limit = parse_bytes(max_memory, "max_memory") if max_memory is not None else None
+    budget = Budget.of(merged, limit)
+    shards, slots = lay_out(merged, parse_bytes(shard_bytes, "out_shard_size"), "0" * 64)
+    read = work = 0
+    for planned in merged.plan.tensors:
+        for source in planned.inputs:
+            info = merged.models[source.model].info(source.tensor)
+            count = torch.Size(info.shape).numel()
+            read += int(count * _element_size(info.dtype))
+            work += count * (methods()[planned.method].scratch if planned.method else 1)
+    written = sum(slot.size for slot in slots)
+    seconds = work * _seconds_per_operation() / budget.threads + (read + written) * 0.5e-9
+    return Forecast(
+        len(slots), read, written, len(shards), budget.peak, budget.worst, budget.threads, round(seconds, 1)
+    )
+
+
+def _element_size(dtype: str) -> float:
+    known = getattr(torch, dtype, None)
+    return torch.empty(0, dtype=known).element_size() if isinstance(known, torch.dtype) else 0.6
+
+
+@cache
+def _seconds_per_operation() -> float:
+    """Time of one elementwise operation on one number, measured on a block."""
+    x, y = torch.ones(1 << 18), torch.ones(1 << 18)
+    before = time.perf_counter()
+    for _ in range(8):
+        x = torch.where(x > y, x * y, y)
+    return (time.perf_counter() - before) / (8 * 3 * (1 << 18))

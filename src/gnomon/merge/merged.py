@@ -1,0 +1,152 @@
+"""MergedCheckpoint: a merge as a Checkpoint whose tensors are computed when they are asked for.
+
+It can be served, scored, shown, merged again or written; its identity follows from the plan and its inputs'
+identities without computing a tensor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gnomon.errors import MergeError
+from gnomon.merge.blocks import Reader, TensorView
+from gnomon.merge.plan import MergePlan, Source, TensorPlan
+from gnomon.merge.randomness import CounterRandomness, Randomness, TorchRandomness
+from gnomon.merge.registry import arithmetic_dtype, methods
+from gnomon.models import identity
+from gnomon.models.checkpoint import Checkpoint, TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gnomon.merge.vocabulary import Vocabulary
+    from gnomon.models.tokenizer import Tokenizer
+
+Write = Callable[[int, "Tensor"], None]
+
+
+class MergedCheckpoint(Checkpoint):
+    """Models, a plan, and how to run it. vocabulary: the joined one, where the plan has one."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        models: Mapping[str, Checkpoint],
+        *,
+        reference: str = "merge",
+        config: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        vocabulary: Vocabulary | None = None,
+        threads: int = 1,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.models = models
+        self.vocabulary = vocabulary
+        self.donor = models[plan.donor]
+        self.reference = reference
+        self.name = reference
+        self.path = None
+        self.config = config if config is not None else self.donor.config
+        self.generation_config = self.donor.generation_config
+        self.chat_template = chat_template if chat_template is not None else self.donor.chat_template
+        self.threads = threads
+        self.allow_nonfinite = allow_nonfinite
+        self._plans = {tensor.name: tensor for tensor in plan.tensors}
+        self._random = _randomness(plan)
+        self._lock = threading.Lock()
+
+    def info(self, name: str) -> TensorInfo:
+        planned = self._plans[name]
+        return TensorInfo(name, planned.shape, planned.dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        planned = self._plans[name]
+        out = torch.empty(planned.shape, dtype=getattr(torch, planned.dtype))
+        flat, lock = out.view(-1), threading.Lock()
+
+        def write(start: int, rows: Tensor) -> None:
+            with lock:
+                flat[start : start + rows.numel()] = rows.reshape(-1)
+
+        self.compute(name, write)
+        return out
+
+    def compute(self, name: str, write: Write, threads: int | None = None) -> None:
+        """Compute one tensor block by block: write(start, values) from several threads, in the output's dtype."""
+        planned = self._plans[name]
+        dtype = getattr(torch, planned.dtype)
+        if planned.method is None:
+            self._copy(planned, write)
+            return
+        view = self.view(planned)
+        view.threads = threads if threads is not None else self.threads
+        random = view.random
+        method = methods()[planned.method]
+        if random.whole:
+            with self._lock:  # one generator, consumed in the plan's order
+                method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+                if isinstance(random, TorchRandomness):
+                    random.forget(name)
+            return
+        method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+
+    def view(self, planned: TensorPlan) -> TensorView:
+        """One tensor's inputs as blocks."""
+        kind = getattr(torch, planned.cast or planned.promoted)
+        method = methods()[planned.method or "passthrough"]
+        return TensorView(
+            planned.name,
+            planned.shape,
+            [self._reader(planned, source) for source in planned.sources],
+            self._reader(planned, planned.base) if planned.base is not None else None,
+            arithmetic_dtype(method, kind, self.plan.compat),
+            self._random,
+            labels=[source.model for source in planned.inputs],
+            allow_nonfinite=self.allow_nonfinite,
+            cast=getattr(torch, planned.cast) if planned.cast else None,
+        )
+
+    def _reader(self, planned: TensorPlan, source: Source) -> Reader:
+        if planned.table and self.vocabulary is not None:
+            return self.vocabulary.reader(source.model, source.tensor, self.models)
+        return self.models[source.model].reader(source.tensor)
+
+    def _copy(self, planned: TensorPlan, write: Write) -> None:
+        """A tensor of whole numbers: must be the same everywhere."""
+        values = [self.models[source.model][source.tensor] for source in planned.inputs]
+        for source, value in zip(planned.inputs, values, strict=True):
+            if not torch.equal(value, values[0]):
+                raise MergeError(
+                    f"`{planned.name}` is no floating-point tensor and differs between {planned.inputs[0].model} and "
+                    f"{source.model}; it cannot be merged."
+                )
+        write(0, values[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plans)
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    @property
+    def identity(self) -> str:
+        inputs = {reference: checkpoint.identity for reference, checkpoint in self.models.items()}
+        vocabulary = self.vocabulary.digest if self.vocabulary is not None else None
+        parameters = {"plan": self.plan.digest(inputs), "vocabulary": vocabulary}
+        return identity.derived("merge", parameters, sorted(inputs.values()))
+
+    def tokenizer(self) -> Tokenizer:
+        return self.vocabulary.tokenizer() if self.vocabulary is not None else self.donor.tokenizer()
+
+    def close(self) -> None:
+        for checkpoint in self.models.values():
+            checkpoint.close()
+
+
+def _randomness(plan: MergePlan) -> Randomness:
+    return TorchRandomness(plan.seed) if plan.compat else CounterRandomness(plan.seed)

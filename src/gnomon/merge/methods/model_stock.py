@@ -1,0 +1,48 @@
+"""Model Stock (arXiv 2403.19522): between the base and the models' mean, as far as the angle between them says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gnomon.merge.blocks import Block, TensorView
+from gnomon.merge.registry import merge_method
+from gnomon.merge.sphere import gram
+
+TINY = 1e-6
+
+
+def interpolation(cosine: Tensor, models: int) -> Tensor:
+    """t = N cos / (1 + (N - 1) cos); 0 (the base) where that is singular."""
+    denominator = 1 + (models - 1) * cosine
+    singular = denominator.abs() < TINY
+    return torch.where(singular, torch.zeros_like(cosine), models * cosine / torch.where(singular, 1, denominator))
+
+
+def mean_cosine(products: Tensor) -> Tensor:
+    """Mean over pairs; products: [..., n, n] inner products."""
+    models = products.shape[-1]
+    norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
+    cosines = products / (norms.unsqueeze(-1) * norms.unsqueeze(-2)).clamp_min(1e-12)
+    upper = torch.triu_indices(models, models, offset=1)
+    return cosines[..., upper[0], upper[1]].clamp(-1, 1).mean(-1)
+
+
+def measure(view: TensorView, *, filter_wise: bool) -> float | None:
+    """t for the whole tensor; None where each row finds its own."""
+    if filter_wise and len(view.shape) > 1:
+        return None
+    return float(interpolation(mean_cosine(gram(view, Block.deltas)), len(view.readers)))
+
+
+@merge_method("model_stock", sources=(2, None), measure=measure, scratch=7, reference="arXiv 2403.19522")
+def model_stock(block: Block, measured: float | None, *, filter_wise: bool = False) -> Tensor:
+    """Interpolate between base and mean by the angle between task vectors."""
+    models_nRC = torch.stack(block.models_RC)
+    if measured is None:
+        deltas_nRC = torch.stack(block.deltas()).double()
+        products = torch.einsum("irc,jrc->rij", deltas_nRC, deltas_nRC)
+        t: Tensor | float = interpolation(mean_cosine(products), len(models_nRC)).to(models_nRC.dtype).unsqueeze(-1)
+    else:
+        t = measured
+    return models_nRC.mean(0) * t + block.base * (1 - t)

@@ -1,0 +1,43 @@
+"""TIES (arXiv 2306.01708): trim each task vector, elect a sign per parameter, merge what agrees."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from gnomon.merge.blocks import Block, TensorView
+from gnomon.merge.deltas import combine
+from gnomon.merge.registry import PerModel, each, merge_method
+from gnomon.merge.select import Cut, greatest
+from gnomon.merge.shares import check_density
+
+
+def trim_count(density: float, count: int) -> int:
+    """How many elements a trim keeps: at least one of them unless the density is 0."""
+    return 0 if density <= 0 else max(1, math.floor(density * count))
+
+
+def measure(view: TensorView, *, density: list[float]) -> list[Cut]:
+    """For each model, the cut that keeps its greatest magnitudes."""
+    keeps = [trim_count(share, view.numel) for share in density]
+    return greatest(view, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
+
+
+@merge_method("ties", measure=measure, check=check_density, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
+def ties(
+    block: Block,
+    measured: list[Cut],
+    *,
+    weight: PerModel[float],
+    density: PerModel[float] = each(1.0),
+    normalize: bool = True,
+    int8_mask: bool = False,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Trim by magnitude, elect signs, average what agrees."""
+    trimmed_RC = [
+        delta_RC if share >= 1 else delta_RC * cut.mask(delta_RC.abs().float(), block.start)
+        for delta_RC, cut, share in zip(block.deltas(), measured, density, strict=True)
+    ]
+    return combine(block, trimmed_RC, weight=weight, normalize=normalize, scale=lambda_, elect=True)
