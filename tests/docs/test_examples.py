@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gnomon.cli.main import COMMANDS, _capability_commands, run
+from gnomon.merge.config import parse_config
 from gnomon.model import Model
 from gnomon.recipe import check_recipe
 from helpers.server import serving
@@ -43,7 +44,11 @@ def test_the_python_examples_run(page: Path, smollm2: Model) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_recipes_of_a_page_are_recipes(page: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-        check_recipe(yaml.safe_load(block), page.name)
+        content = yaml.safe_load(block)
+        if "merge_method" in content:
+            parse_config(content, page.name)
+        else:
+            check_recipe(content, page.name)
 
 
 @pytest.mark.model
