@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attention.h"
+#include "side.h"
 
 namespace gnomon {
 
@@ -64,9 +65,10 @@ void for_rows(Pool& pool, int64_t rows, F&& f) {
   });
 }
 
-// normed, residual: [T, C], in place. keys, values: per layer. False: a weight of an unknown kind.
+// normed, residual: [T, C], in place. keys, values: per layer. groups: rows that patches run beside.
+// False: a weight of an unknown kind.
 inline bool run_layers(Pool& pool, const Layer* layers, int64_t count, const Step& s, float* const* keys,
-                       float* const* values, float* normed, float* residual) {
+                       float* const* values, float* normed, float* residual, const SideRows* groups, int64_t grouped) {
   const int64_t width = (s.H + 2 * s.G) * s.D;
   static thread_local std::vector<float> joined, queries, mixed, fed, gates, gated;
   joined.resize(size_t(s.T * width)), queries.resize(size_t(s.T * s.H * s.D)), mixed.resize(size_t(s.T * s.H * s.D));
@@ -77,6 +79,7 @@ inline bool run_layers(Pool& pool, const Layer* layers, int64_t count, const Ste
     const Layer& l = layers[i];
     const float *cos = s.cos[l.rotary], *sin = s.sin[l.rotary];
     if (!linear(pool, normed, l.query_key_value, l.query_key_value_parts, joined_at, width, s.T)) return false;
+    add_sides(pool, groups, grouped, i, 0, 3, normed, s.C, joined_at, width);
     for_rows(pool, s.T, [&](int64_t t) {
       int64_t page = s.slots[t] / PAGE, offset = s.slots[t] % PAGE;
       for (int64_t h = 0; h < s.H + 2 * s.G; ++h) {
@@ -94,17 +97,20 @@ inline bool run_layers(Pool& pool, const Layer* layers, int64_t count, const Ste
     AttentionShape shape{s.H, s.G, s.D, s.P, s.scale, l.window, s.softcap};
     attention(pool, shape, queries_at, keys[i], values[i], s.tables, s.sequence_of, s.positions, mixed.data(), s.T);
     if (!linear(pool, mixed.data(), &l.attention_out, 1, fed_at, s.C, s.T)) return false;
+    add_sides(pool, groups, grouped, i, 3, 1, mixed.data(), s.H * s.D, fed_at, s.C);
     for_rows(pool, s.T, [&](int64_t t) {
       float *own = fed_at + t * s.C, *kept = residual + t * s.C;
       if (l.post_attention_norm) normalise(own, l.post_attention_norm, own, s.C, s.eps);
       add_normalise(own, kept, l.mlp_norm, normed + t * s.C, kept, s.C, s.eps);
     });
     if (!linear(pool, normed, l.gate_up, l.gate_up_parts, gates_at, 2 * s.F, s.T)) return false;
+    add_sides(pool, groups, grouped, i, 4, 2, normed, s.C, gates_at, 2 * s.F);
     for_rows(pool, s.T, [&](int64_t t) {
       if (s.gelu) gelu_mul(gates_at + t * 2 * s.F, gated_at + t * s.F, s.F);
       else silu_mul(gates_at + t * 2 * s.F, gated_at + t * s.F, s.F);
     });
     if (!linear(pool, gated_at, &l.down, 1, fed_at, s.C, s.T)) return false;
+    add_sides(pool, groups, grouped, i, 6, 1, gated_at, s.F, fed_at, s.C);
     for_rows(pool, s.T, [&](int64_t t) {
       float *own = fed_at + t * s.C, *kept = residual + t * s.C;
       if (l.post_mlp_norm) normalise(own, l.post_mlp_norm, own, s.C, s.eps);

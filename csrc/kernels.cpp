@@ -145,9 +145,9 @@ void gnomon_attention(const float* q, const float* keys, const float* values, co
 
 // A run of layers; see decoder.h. 0: a weight of an unknown kind.
 int gnomon_layers(const Layer* layers, int64_t count, const Step* step, float* const* keys, float* const* values,
-                  float* normed, float* residual) {
+                  float* normed, float* residual, const SideRows* groups, int64_t grouped) {
   CanonicalMode mode;
-  return run_layers(the_pool(), layers, count, *step, keys, values, normed, residual);
+  return run_layers(the_pool(), layers, count, *step, keys, values, normed, residual, groups, grouped);
 }
 
 void gnomon_softmax(const float* x, float* y, int64_t rows, int64_t K) {

@@ -10,6 +10,10 @@ from gnomon.engine.engine import Engine
 from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
 from gnomon.engine.runner import PagedRunner
 from gnomon.kernels.batch import PAGE
+from gnomon.kernels.side import SidePath
+
+Patches = dict[str, SidePath]
+"""What runs beside the weights, by name, in order."""
 
 
 @dataclass
@@ -20,7 +24,9 @@ class Record:
     prompt: list[PromptLogprob] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
-    def request(self, number: int, prompt: list[int], params: SamplingParams, index: int = 0) -> Request:
+    def request(
+        self, number: int, prompt: list[int], params: SamplingParams, index: int = 0, patches: Patches | None = None
+    ) -> Request:
         def on_token(event: TokenEvent) -> Decision:
             self.events.append((event.token_id, event.logprob, event.top))
             return Decision.CONTINUE
@@ -33,6 +39,8 @@ class Record:
             on_token=on_token,
             on_prompt=self.prompt.extend,
             on_finish=self.finished.append,
+            sides=tuple((patches or {}).values()),
+            side_names=tuple(patches or {}),
         )
 
 
@@ -78,15 +86,20 @@ class Seen:
     different: list[str] = field(default_factory=list)
 
 
-def compare_schedule(network: Network, seed: int, seen: Seen, *, vocabulary: int = 290) -> None:
-    """One random schedule: arrivals, chunking, hits, preemption, cancellation; differences go to seen.different."""
-    rng = random.Random(seed)
+def compare_schedule(
+    network: Network, seed: int, seen: Seen, *, vocabulary: int = 290, patches: list[Patches] | None = None
+) -> None:
+    """One random schedule: arrivals, chunking, hits, preemption, cancellation; differences go to seen.different.
+
+    patches: each request gets one of these sets of patches.
+    """
+    rng, other = random.Random(seed), random.Random(-seed)
     shared = [rng.randrange(3, vocabulary) for _ in range(rng.choice([0, 64, 130]))]
     jobs = []
     for number in range(rng.randint(2, 9)):
         own = [rng.randrange(3, vocabulary) for _ in range(rng.choice([1, 5, PAGE - 1, PAGE, PAGE + 1, 100]))]
         prompt = (shared if rng.random() < 0.7 else []) + own
-        jobs.append((number, prompt, params_for(rng), rng.randrange(3)))
+        jobs.append((number, prompt, params_for(rng), rng.randrange(3), other.choice(patches or [{}])))
     budget = rng.choice([1, 3, 16, 17, 64, 257])
     pages, most = rng.choice([4, 5, 40]), rng.choice([2, 4, 16])
     alone = {job[0]: solo(network, *job) for job in jobs}
@@ -98,8 +111,8 @@ def compare_schedule(network: Network, seed: int, seen: Seen, *, vocabulary: int
     cancelled: set[int] = set()
     while waiting or engine.sequences:
         while waiting and rng.random() < 0.5:
-            number, prompt, params, index = waiting.pop(0)
-            engine.submit(records[number].request(number, prompt, params, index))
+            number, *job = waiting.pop(0)
+            engine.submit(records[number].request(number, *job))
         if engine.sequences and rng.random() < 0.02:
             victim = rng.choice(list(engine.sequences))
             cancelled.add(int(victim))
@@ -124,11 +137,13 @@ def compare_schedule(network: Network, seed: int, seen: Seen, *, vocabulary: int
     seen.largest_batch = max(seen.largest_batch, stats.largest_batch)
 
 
-def solo(network: Network, number: int, prompt: list[int], params: SamplingParams, index: int) -> Record:
+def solo(
+    network: Network, number: int, prompt: list[int], params: SamplingParams, index: int, patches: Patches
+) -> Record:
     """The request with an engine to itself, in one chunk, without speculation."""
     record = Record()
     engine = Engine(PagedRunner(network, page_count=8), token_budget=1000, drafter=None)
-    engine.submit(record.request(number, prompt, params, index))
+    engine.submit(record.request(number, prompt, params, index, patches))
     while engine.step():
         pass
     return record

@@ -8,6 +8,7 @@ Legend: T packed tokens, C hidden channels, H query heads, G key-value heads, D 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,18 @@ from torch import Tensor
 
 from gnomon.arch.config import DecoderConfig, LayerConfig
 from gnomon.arch.network import Pages
+from gnomon.arch.side import build_side_path
 from gnomon.arch.weights import Projection, WeightLoader
 from gnomon.errors import UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch
 from gnomon.kernels.layers import MOST_TABLES, LayerPlan, LayersShape
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.rotary import RotarySpec, RotaryTable
+from gnomon.kernels.side import SidePath, SideRows, add_embedding, add_head, add_layer
 from gnomon.models.checkpoint import Checkpoint
+
+QUERY_KEY_VALUE, ATTENTION_OUT, GATE_UP, DOWN = range(3), range(3, 4), range(4, 6), range(6, 7)
+"""Side-path slots of the fused products."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Decoder:
         ops, config = self.operators, self.config
         turns = {spec: table.at(batch.positions_T) for spec, table in self.rotary.items()}
         residual_TC = ops.embedding(self.embedding, batch.token_ids_T)
+        add_embedding(batch.side_rows, batch.token_ids_T, residual_TC, ops)
         if self.embedding_scale is not None:
             residual_TC = residual_TC * torch.tensor(self.embedding_scale, dtype=torch.float32)
         normed_TC = ops.rms_norm(residual_TC, self.layers[0].attention_norm, config.norm_eps)
@@ -84,11 +91,11 @@ class Decoder:
             self.run_layers(normed_TC, residual_TC, batch, pages, list(turns.values()))
             return normed_TC
         for index, layer in enumerate(self.layers):
-            mixed_TC = self._attention(layer, normed_TC, batch, pages[index], turns)
+            mixed_TC = self._attention(index, normed_TC, batch, pages[index], turns)
             if layer.post_attention_norm is not None:
                 mixed_TC = ops.rms_norm(mixed_TC, layer.post_attention_norm, config.norm_eps)
             normed_TC, residual_TC = ops.add_rms_norm(mixed_TC, residual_TC, layer.mlp_norm, config.norm_eps)
-            fed_TC = self._mlp(layer, normed_TC)
+            fed_TC = self._mlp(index, normed_TC, batch)
             if layer.post_mlp_norm is not None:
                 fed_TC = ops.rms_norm(fed_TC, layer.post_mlp_norm, config.norm_eps)
             last = index + 1 == len(self.layers)
@@ -123,15 +130,17 @@ class Decoder:
 
     def _attention(
         self,
-        layer: Layer,
+        index: int,
         normed_TC: Tensor,
         batch: RaggedBatch,
         pages: tuple[Tensor, Tensor],
         turns: dict[RotarySpec, tuple[Tensor, Tensor]],
     ) -> Tensor:
-        ops, c = self.operators, self.config
+        ops, c, layer = self.operators, self.config, self.layers[index]
         rows = normed_TC.shape[0]
-        joined = layer.query_key_value(normed_TC).view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
+        fused = layer.query_key_value(normed_TC)
+        add_layer(batch.side_rows, index, QUERY_KEY_VALUE, normed_TC, fused, ops)
+        joined = fused.view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
         query_THD, key_TGD, value_TGD = (
             p.contiguous() for p in torch.split(joined, [c.heads, c.kv_heads, c.kv_heads], dim=1)
         )
@@ -151,16 +160,26 @@ class Decoder:
             window=layer.config.window,
             softcap=c.attention_softcap,
         )
-        return layer.attention_out(mixed)
+        out_TC = layer.attention_out(mixed)
+        add_layer(batch.side_rows, index, ATTENTION_OUT, mixed, out_TC, ops)
+        return out_TC
 
-    def _mlp(self, layer: Layer, normed_TC: Tensor) -> Tensor:
+    def _mlp(self, index: int, normed_TC: Tensor, batch: RaggedBatch) -> Tensor:
+        ops, layer = self.operators, self.layers[index]
         gate_up = layer.gate_up(normed_TC)
-        gated = self.operators.silu_mul if self.config.activation == "silu" else self.operators.gelu_mul
-        return layer.down(gated(gate_up))
+        add_layer(batch.side_rows, index, GATE_UP, normed_TC, gate_up, ops)
+        gated = (ops.silu_mul if self.config.activation == "silu" else ops.gelu_mul)(gate_up)
+        out_TC = layer.down(gated)
+        add_layer(batch.side_rows, index, DOWN, gated, out_TC, ops)
+        return out_TC
+
+    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
+        return build_side_path(factors, self.config)
 
     @torch.inference_mode()
-    def logits(self, hidden_RC: Tensor) -> Tensor:
+    def logits(self, hidden_RC: Tensor, sides: Sequence[SideRows] = ()) -> Tensor:
         logits_RV = self.operators.linear(hidden_RC, self.head)
+        add_head(sides, hidden_RC, logits_RV, self.operators)
         cap = self.config.final_softcap
         return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
 

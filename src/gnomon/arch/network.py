@@ -5,6 +5,7 @@ Token ids and pages in, hidden states and logits out. Knows nothing of requests 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from gnomon.arch.config import FAMILIES
 from gnomon.kernels.batch import RaggedBatch
 from gnomon.kernels.operators import Operators
+from gnomon.kernels.side import SidePath, SideRows
 from gnomon.models.checkpoint import Checkpoint
 
 Pages = list[tuple[Tensor, Tensor]]
@@ -34,8 +36,14 @@ class Network(Protocol):
     def forward(self, batch: RaggedBatch, pages: Pages) -> Tensor:
         """Run the batch's tokens, writing their keys and values -> final hidden states [T, C], norm applied."""
 
-    def logits(self, hidden_RC: Tensor) -> Tensor:
-        """-> [R, V] float32."""
+    def logits(self, hidden_RC: Tensor, sides: Sequence[SideRows] = ()) -> Tensor:
+        """-> [R, V] float32. sides: rows whose patches change the head."""
+
+    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
+        """Low-rank deltas by tensor name (up [N, r], down [r, K]), laid out to run beside the weights.
+
+        Raises PatchError for a tensor that cannot be patched this way (a norm, a bias).
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """Hugging Face name -> a view of the live weight. Raises UsageError for packed profiles."""

@@ -7,15 +7,18 @@ cache of its own instead of pages.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gnomon.arch.module_side import module_side_path, running_beside
 from gnomon.arch.network import Pages
 from gnomon.errors import MissingExtra, UnsupportedModel, UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch, Span
 from gnomon.kernels.operators import Operators
+from gnomon.kernels.side import SidePath, SideRows
 from gnomon.models.checkpoint import Checkpoint
 
 log = logging.getLogger("gnomon.arch")
@@ -63,15 +66,23 @@ class TransformersNetwork:
         if cache.get_seq_length() > span.start:
             cache.crop(span.start)
         ids = torch.tensor([span.token_ids])
-        out = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        with running_beside(self.model, span.sides):
+            out = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         hidden: Tensor = out.last_hidden_state[0].float()
         return hidden
 
     @torch.inference_mode()
-    def logits(self, hidden_RC: Tensor) -> Tensor:
+    def logits(self, hidden_RC: Tensor, sides: Sequence[SideRows] = ()) -> Tensor:
         head = self.model.get_output_embeddings()
         logits: Tensor = head(hidden_RC.to(head.weight.dtype)).float()
+        for group in sides:
+            rows = slice(group.begin, group.end)
+            with running_beside(self.model, group.paths):
+                logits[rows] = head(hidden_RC[rows].to(head.weight.dtype)).float()
         return logits
+
+    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
+        return module_side_path(self.model, factors)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters())

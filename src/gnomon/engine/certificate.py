@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from gnomon.engine.runner import PagedRunner
 from gnomon.kernels.batch import PAGE
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.probes import Probe, golden_digest, probe, probe_operators
+from gnomon.kernels.side import SidePath
 from gnomon.models.cache import cache_dir
 from gnomon.version import __version__
 
@@ -61,7 +62,14 @@ class Certificate:
         return {"passed": self.passed, **asdict(self)}
 
 
-def certified(network: Network, fingerprint: str, profile: dict[str, Any], *, renew: bool = False) -> Certificate:
+def certified(
+    network: Network,
+    fingerprint: str,
+    profile: dict[str, Any],
+    *,
+    renew: bool = False,
+    sides: tuple[SidePath, ...] = (),
+) -> Certificate:
     """The certificate for this profile on this machine: kept from an earlier run, or made now and kept.
 
     A failed one is never kept. Raises nothing for an unwritable cache: it is then made each time.
@@ -72,7 +80,7 @@ def certified(network: Network, fingerprint: str, profile: dict[str, Any], *, re
     if not renew:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return Certificate.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    certificate = certify(network, fingerprint, profile)
+    certificate = certify(network, fingerprint, profile, sides)
     if certificate.passed:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,14 +90,19 @@ def certified(network: Network, fingerprint: str, profile: dict[str, Any], *, re
     return certificate
 
 
-def certify(network: Network, fingerprint: str, profile: dict[str, Any]) -> Certificate:
-    """Test a network on this machine. To be called on the thread that runs it; takes pages of its own."""
+def certify(
+    network: Network, fingerprint: str, profile: dict[str, Any], sides: tuple[SidePath, ...] = ()
+) -> Certificate:
+    """Test a network on this machine. To be called on the thread that runs it; takes pages of its own.
+
+    sides: patches beside the weights, which the probe request wears and its company does not.
+    """
     started = time.perf_counter()
     operators: Operators | None = getattr(network, "operators", None)
     if operators is None:
         return Certificate(fingerprint, profile, (), "", "", _machine(None), 0.0, covered=False)
-    solo = _Run(network).alone()
-    probes = [*probe_operators(operators), probe("the engine", _scenarios(network, solo))]
+    solo = _Run(network, sides).alone()
+    probes = [*probe_operators(operators), probe("the engine", _scenarios(_Run(network, sides), solo))]
     return Certificate(
         fingerprint=fingerprint,
         profile=profile,
@@ -141,8 +154,9 @@ class _Guesses:
 class _Run:
     """Engines of the probe's own over one network."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, sides: tuple[SidePath, ...] = ()) -> None:
         self.network = network
+        self.sides = sides
         size = network.vocab_size
         self.prompt = [(7 + 7919 * place) % size for place in range(PROMPT_TOKENS)]
         self.params = SamplingParams(temperature=0.8, seed=20251, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0)
@@ -155,7 +169,10 @@ class _Run:
         seen = _Seen()
         params = SamplingParams(**{**self.params.__dict__, **changes})
         on_prompt, on_finish = seen.prompt.extend, seen.finished.append
-        engine.submit(Request(name, prompt, params, on_token=seen.on_token, on_prompt=on_prompt, on_finish=on_finish))
+        # With patches the company runs without them: nobody's bits may depend on anybody else's.
+        sides = self.sides if name in ("probe", "first") else ()
+        request = Request(name, prompt, params, on_token=seen.on_token, on_prompt=on_prompt, on_finish=on_finish)
+        engine.submit(replace(request, sides=sides, side_names=("patched",) * len(sides)))
         return seen
 
     def alone(self, **settings: Any) -> _Seen:
@@ -170,8 +187,7 @@ def _drain(engine: Engine) -> None:
         pass
 
 
-def _scenarios(network: Network, solo: _Seen) -> Iterator[tuple[str, bool]]:
-    run = _Run(network)
+def _scenarios(run: _Run, solo: _Seen) -> Iterator[tuple[str, bool]]:
     expected = solo.tokens
     yield "the solo run ends as asked", len(expected) == NEW_TOKENS
     for budget in (16, PAGE + 1):
@@ -200,7 +216,7 @@ def _scenarios(network: Network, solo: _Seen) -> Iterator[tuple[str, bool]]:
     yield "after being put back", engine.stats().preemptions > 0 and seen.tokens == expected
 
     text = run.prompt + [token for token, _ in expected]
-    engine = run.engine(drafter=lambda: _Guesses(text, network.vocab_size))
+    engine = run.engine(drafter=lambda: _Guesses(text, run.network.vocab_size))
     seen = run.submit(engine, run.prompt)
     _drain(engine)
     yield "with drafts", engine.accepted_tokens > 0 and seen.tokens == expected

@@ -27,6 +27,7 @@ from gnomon.engine.sentinel import Sentinel
 from gnomon.engine.sequence import Sequence
 from gnomon.errors import ContextLengthExceeded, EngineFailure, GnomonError, OutOfMemory, PromptError
 from gnomon.kernels.batch import PAGE, Span
+from gnomon.kernels.side import SidePath
 
 MOST_DRAFTING = 4
 """Sequences in a batch up to which drafts pay: beyond, the rows of a step are used by the sequences themselves."""
@@ -95,7 +96,7 @@ class Engine:
         """Take a request. Raises what `check` raises."""
         self.check(request)
         self._arrivals += 1
-        keys = self.pool.chain(request.prompt_ids, request.cache_salt) if self.runner.shares_pages else []
+        keys = self.pool.chain(request.prompt_ids, request.page_salt) if self.runner.shares_pages else []
         sampler = RequestSampler(request, self.runner.vocab_size)
         sequence = Sequence(self._arrivals, request, sampler, keys)
         sequence.drafter = self.drafter() if self.drafter is not None else None
@@ -168,15 +169,17 @@ class Engine:
             self.scheduler.add(sequence)
         self.pool.flush(fingerprint)
 
-    def logits(self, token_ids: list[int]) -> Tensor:
-        """Logits after every token of a text -> [T, V]."""
-        return torch.cat([rows for piece in self._pieces(token_ids, "all") for rows in self.runner.step([piece])])
+    def logits(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
+        """Logits after every token of a text -> [T, V]. sides: patches that run beside the weights."""
+        pieces = self._pieces(token_ids, "all", sides)
+        return torch.cat([rows for piece in pieces for rows in self.runner.step([piece])])
 
-    def hidden(self, token_ids: list[int]) -> Tensor:
+    def hidden(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
         """Final hidden states of a text -> [T, C]."""
-        return torch.cat([rows for piece in self._pieces(token_ids, "none") for rows in self.runner.hidden([piece])])
+        pieces = self._pieces(token_ids, "none", sides)
+        return torch.cat([rows for piece in pieces for rows in self.runner.hidden([piece])])
 
-    def _pieces(self, token_ids: list[int], wants: str) -> Iterator[Span]:
+    def _pieces(self, token_ids: list[int], wants: str, sides: tuple[SidePath, ...]) -> Iterator[Span]:
         """A text in chunks of the token budget, on pages of its own that are given back afterwards."""
         self.check_prompt(token_ids)
         if len(token_ids) > self.runner.max_context:
@@ -191,7 +194,7 @@ class Engine:
         try:
             for start in range(0, len(token_ids), self.scheduler.token_budget):
                 chunk = token_ids[start : start + self.scheduler.token_budget]
-                yield Span(self._arrivals, chunk, start, pages, wants)
+                yield Span(self._arrivals, chunk, start, pages, wants, sides)
         finally:
             self.pool.release(pages)
             self.runner.release(self._arrivals)

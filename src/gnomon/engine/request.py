@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from gnomon.errors import GnomonError, UsageError
+from gnomon.kernels.side import SidePath
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,8 +194,9 @@ class Request:
     """One choice to generate.
 
     stream_index: which of n choices, part of the noise's key. priority: smaller is sooner. cache_salt: requests share
-    computed prompt pages only with those of the same salt. on_prompt is called once, before the first token, when
-    sampling.prompt_logprobs is set. on_finish is called exactly once, whatever happens.
+    computed prompt pages only with those of the same salt, and of the same patches. sides: patches that run beside
+    the weights, in order; side_names: what they are, for the prefix cache. on_prompt is called once, before the first
+    token, when sampling.prompt_logprobs is set. on_finish is called exactly once, whatever happens.
     """
 
     id: str
@@ -209,3 +211,10 @@ class Request:
     on_finish: Callable[[Finished], None] = ignore_end
     priority: int = 0
     cache_salt: str = field(default="", repr=False)
+    sides: tuple[SidePath, ...] = field(default=(), repr=False)
+    side_names: tuple[str, ...] = ()
+
+    @property
+    def page_salt(self) -> str:
+        """What, besides its tokens, a page of this request depends on."""
+        return "\0".join((self.cache_salt, *self.side_names))

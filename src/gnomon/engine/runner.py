@@ -50,7 +50,7 @@ class PagedRunner:
         hidden_TC = self.network.forward(batch, self.pages)
         if not len(batch.wanted_rows_R):
             return [hidden_TC.new_empty(0, self.vocab_size) for _ in spans]
-        logits_RV = self.network.logits(hidden_TC[batch.wanted_rows_R])
+        logits_RV = self.network.logits(hidden_TC[batch.wanted_rows_R], batch.wanted_side_rows)
         return list(torch.split(logits_RV, batch.wanted_counts))
 
     def hidden(self, spans: list[Span]) -> list[Tensor]:

@@ -85,4 +85,6 @@ class Sentinel:
             stream_index=request.stream_index,
             priority=LAST,
             cache_salt=name,  # computed anew: a warm prefix is compared with a cold one
+            sides=request.sides,
+            side_names=request.side_names,
         )

@@ -59,9 +59,10 @@ class Sequence:
         if end > len(self.tokens):
             known = self.tokens[self.computed :]
             guessed = self.drafts[: count - len(known)]
-            return Span(self.number, known + guessed, self.computed, self.pages, "all")
+            return Span(self.number, known + guessed, self.computed, self.pages, "all", self.request.sides)
         if not self.reads_cache and self.computed < len(self.request.prompt_ids):
             wants = "all"
         else:
             wants = "last" if end == len(self.tokens) else "none"
-        return Span(self.number, self.tokens[self.computed : end], self.computed, self.pages, wants)
+        ids = self.tokens[self.computed : end]
+        return Span(self.number, ids, self.computed, self.pages, wants, self.request.sides)

@@ -22,6 +22,7 @@ from gnomon.engine.engine import Engine, EngineStats
 from gnomon.engine.request import Request
 from gnomon.engine.runner import Runner
 from gnomon.errors import NotReady, UsageError
+from gnomon.kernels.side import SidePath
 
 Result = TypeVar("Result")
 __all__ = ["EngineStats", "EngineWorker"]
@@ -114,13 +115,13 @@ class EngineWorker:
             self._paused_by = None
             leave.set()
 
-    def logits(self, token_ids: list[int]) -> Tensor:
-        """Logits after every token of a text -> [T, V]."""
-        return self.run_exclusive(lambda: self._engine.logits(token_ids))
+    def logits(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
+        """Logits after every token of a text -> [T, V]. sides: patches that run beside the weights."""
+        return self.run_exclusive(lambda: self._engine.logits(token_ids, sides))
 
-    def hidden(self, token_ids: list[int]) -> Tensor:
+    def hidden(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
         """Final hidden states of a text -> [T, C]."""
-        return self.run_exclusive(lambda: self._engine.hidden(token_ids))
+        return self.run_exclusive(lambda: self._engine.hidden(token_ids, sides))
 
     def weights_changed(self, fingerprint: str) -> None:
         """Flush what was computed with the old weights, before another step runs."""

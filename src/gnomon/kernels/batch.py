@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gnomon.kernels.side import SidePath, SideRows, grouped
+
 PAGE = 64
 """Tokens in one key-value page, and keys in one attention block: the same number, part of every numeric profile."""
 
@@ -20,7 +22,7 @@ class Span:
     """Consecutive new tokens of one sequence in one step.
 
     start: absolute position of the first token. pages: page numbers covering [0, start + len(token_ids)).
-    wants: "none" | "last" | "all" rows whose logits are needed.
+    wants: "none" | "last" | "all" rows whose logits are needed. sides: patches that run beside the weights, in order.
     """
 
     sequence: int
@@ -28,6 +30,7 @@ class Span:
     start: int
     pages: list[int]
     wants: str = "last"
+    sides: tuple[SidePath, ...] = ()
 
     @property
     def end(self) -> int:
@@ -48,6 +51,8 @@ class RaggedBatch:
     page_tables_SP: Tensor  # int32, padded with 0 (never read)
     wanted_rows_R: Tensor  # int64: rows whose logits are needed, in span order
     wanted_counts: list[int] = field(default_factory=list)  # per span
+    side_rows: list[SideRows] = field(default_factory=list)
+    wanted_side_rows: list[SideRows] = field(default_factory=list)  # of the wanted rows
 
     @classmethod
     def build(cls, spans: list[Span]) -> RaggedBatch:
@@ -83,4 +88,6 @@ class RaggedBatch:
             page_tables_SP=tables,
             wanted_rows_R=torch.tensor(wanted, dtype=torch.int64),
             wanted_counts=counts,
+            side_rows=grouped([(len(span.token_ids), span.sides) for span in spans]),
+            wanted_side_rows=grouped([(count, span.sides) for count, span in zip(counts, spans, strict=True)]),
         )

@@ -1,4 +1,4 @@
-"""The C structures of csrc/linear.h and csrc/decoder.h, and a run of layers behind one native call."""
+"""The C structures of csrc/linear.h, side.h and decoder.h, and a run of layers behind one native call."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from gnomon.kernels.batch import RaggedBatch
 from gnomon.kernels.layers import MOST_TABLES, LayerPlan, LayersShape, Weighted
 from gnomon.kernels.operators import LinearWeight
+from gnomon.kernels.side import SLOTS, SideDelta, SidePath, SideRows
 
 pointer, integer, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -39,6 +40,17 @@ class NativeStep(ctypes.Structure):
         ("sin", pointer * MOST_TABLES),
         *((name, pointer) for name in ("tables", "sequence_of", "positions", "slots")),
     ]
+
+
+class NativeSideDelta(ctypes.Structure):
+    _fields_ = [
+        *((name, pointer) for name in ("up", "down")),
+        *((name, integer) for name in ("outputs", "inputs", "rank", "offset")),
+    ]
+
+
+class NativeSideRows(ctypes.Structure):
+    _fields_ = [("begin", integer), ("end", integer), ("patches", pointer), ("count", integer)]
 
 
 def native_weight(weight: LinearWeight, bias: Tensor | None) -> NativeWeight:
@@ -78,6 +90,7 @@ class NativeLayers:
             *(batch.page_tables_SP.data_ptr(), batch.sequences_T.data_ptr()),
             *(batch.positions_T.data_ptr(), batch.slots_T.data_ptr()),
         )
+        groups, _kept = _native_rows(batch.side_rows)
         done = self.library.gnomon_layers(
             self._layers,
             len(self._layers),
@@ -85,6 +98,8 @@ class NativeLayers:
             *self._addresses,
             normed_TC.data_ptr(),
             residual_TC.data_ptr(),
+            groups,
+            len(batch.side_rows),
         )
         assert done, "a weight of a kind that this build of the kernels does not know"
 
@@ -99,6 +114,31 @@ def _native_layer(plan: LayerPlan) -> NativeLayer:
         *_weights(plan.down),
         *(len(plan.query_key_value), len(plan.gate_up), plan.window or 0, plan.rotary),
     )
+
+
+def _native_rows(rows: list[SideRows]) -> tuple[Any, list[Any]]:
+    """The groups as a C array, and what must live as long as it is used."""
+    if not rows:
+        return None, []
+    arrays = [(pointer * len(group.paths))(*map(_native_path, group.paths)) for group in rows]
+    pairs = zip(rows, arrays, strict=True)
+    groups = [NativeSideRows(g.begin, g.end, ctypes.addressof(a), len(g.paths)) for g, a in pairs]
+    return (NativeSideRows * len(groups))(*groups), arrays
+
+
+def _native_path(path: SidePath) -> int:
+    """The address of a patch's deltas as C structures, made once and kept by the path itself."""
+    if not path.native:
+        deltas = [delta for layer in path.layers for delta in layer]
+        path.native.append((NativeSideDelta * (len(path.layers) * len(SLOTS)))(*map(_native_delta, deltas)))
+    return ctypes.addressof(path.native[0])
+
+
+def _native_delta(delta: SideDelta | None) -> NativeSideDelta:
+    if delta is None:
+        return NativeSideDelta()
+    up, down = delta.up, delta.down
+    return NativeSideDelta(up.data.data_ptr(), down.data.data_ptr(), up.n, down.k, up.k, delta.offset)
 
 
 def _weights(weighted: Weighted) -> list[NativeWeight]:

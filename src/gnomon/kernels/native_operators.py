@@ -29,7 +29,7 @@ SIGNATURES = {
     "gnomon_pack": [integer] + [pointer] * 4 + [integer] * 2,
     "gnomon_packed_size": [integer] * 3,
     "gnomon_unpack_rows": [integer] + [pointer] * 2 + [integer, pointer, integer],
-    "gnomon_layers": [pointer, integer] + [pointer] * 5,
+    "gnomon_layers": [pointer, integer] + [pointer] * 6 + [integer],
     "gnomon_rms_norm": [pointer] * 3 + [integer] * 2 + [real],
     "gnomon_add_rms_norm": [pointer] * 5 + [integer] * 2 + [real],
     "gnomon_rotary": [pointer] * 4 + [integer] * 4,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,10 @@ from gnomon.kernels.operators import Operators
 
 @dataclass(frozen=True)
 class NumericProfile:
-    """weights: the checkpoint's identity. kernel_details: kernel version, or torch build and CPU class."""
+    """weights: the checkpoint's identity. kernel_details: kernel version, or torch build and CPU class.
+
+    beside: identities of the patches that run beside the weights, in order.
+    """
 
     weights: str
     network: str
@@ -26,6 +29,7 @@ class NumericProfile:
     kernel_details: Mapping[str, Any] = field(default_factory=dict)
     key_value_dtype: str = "fp32"
     page: int = PAGE
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, weights: str, network: str, operators: Operators) -> NumericProfile:
@@ -37,7 +41,12 @@ class NumericProfile:
         return "fp_" + hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "kernel_details": dict(self.kernel_details)}
+        values = {**self.__dict__, "kernel_details": dict(self.kernel_details), "beside": list(self.beside)}
+        return values if self.beside else {key: value for key, value in values.items() if key != "beside"}
+
+    def with_patches(self, identities: Sequence[str]) -> NumericProfile:
+        """With these patches beside the weights, after those that are there."""
+        return replace(self, beside=(*self.beside, *identities)) if identities else self
 
     def with_changed_weights(self, changed: Mapping[str, str]) -> NumericProfile:
         """After tensors were changed in place. changed: tensor name -> sha256 of its new bytes."""
