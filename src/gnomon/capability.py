@@ -118,7 +118,8 @@ class Capability:
     """One word, and how it joins. Strings of the form "package.module:attribute" are imported when first used.
 
     options: pydantic model (or its import string). inline: its fields stand at top level, as sampling's do.
-    logits_stage / stream_stage: `build(options, context)` -> stage or None. parse: `parse(text)` -> options mapping for
+    logits_stage / stream_stage: `build(options, context)` -> stage or None. weights_stage: `chosen(options, context)`
+    -> names of loaded patches that run beside the weights of this request. parse: `parse(text)` -> options mapping for
     a command-line string that is neither JSON nor @file. conflicts: (other capability, why the pair is refused).
     prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
     merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
@@ -278,6 +279,14 @@ class Registry:
                 ) from None
         parse = self.capabilities[name].parse
         return load_attribute(parse)(text) if parse else text
+
+    def patches(self, parsed: ParsedOptions, context: StageContext) -> list[str]:
+        """The patches of this request: what every weights stage names, in the registry's order."""
+        found: list[str] = []
+        for name, options in parsed.items():
+            if stage := self.capabilities[name].weights_stage:
+                found += load_attribute(stage)(options, context)
+        return found
 
     def stages(self, parsed: ParsedOptions, context: StageContext) -> Stages:
         """Build this request's stages in the registry's declared order: by phase and stream_order, then by name."""

@@ -111,6 +111,14 @@ class WrongBase(PatchError):
     code = "wrong_base"
 
 
+class PatchNotFound(GnomonError):
+    """A patch of this name is not loaded (HTTP 404)."""
+
+    exit_code = 2
+    status = 404
+    code = "patch_not_found"
+
+
 class ChecksumMismatch(CheckpointError):
     """A fetched file's sha256 is not the one the zoo names."""
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnomon.errors import GnomonError, UsageError
+from gnomon.errors import GnomonError, PatchError, PatchNotFound, UsageError
 from gnomon.generation import Run
 from gnomon.models.cache import cache_dir
 
@@ -187,14 +187,18 @@ class Replay:
 
 def replay(runs: list[Run], model: Model) -> list[Replay]:
     """Generate the choices of one generation again and compare tokens, end and the checksums of all logits."""
-    first = runs[0]
-    if first.fingerprint != model.fingerprint:
-        detail = f"made with {first.fingerprint}, this model has {model.fingerprint}"
-        return [Replay(run, "other numbers", detail) for run in runs]
+    first, model = runs[0], model.unpatched  # the patches of a run stand in its options
     if not first.replayable:
         return [Replay(run, "not replayable", "its options are not plain values") for run in runs]
+    options = {"patches": [], **first.options, "seed": first.seed}
+    try:
+        fingerprint = model.fingerprint_of(options)
+    except (PatchError, PatchNotFound) as error:
+        return [Replay(run, "not replayable", str(error)) for run in runs]
+    if first.fingerprint != fingerprint:
+        detail = f"made with {first.fingerprint}, this model has {fingerprint}"
+        return [Replay(run, "other numbers", detail) for run in runs]
     seen: dict[int, Run] = {}
-    options = {**first.options, "seed": first.seed}
     handle = model.submit(first.prompt_ids, options, observer=lambda run: seen.update({run.choice: run}))
     handle.collect()
     return [_compare(run, seen.get(run.choice)) for run in runs]

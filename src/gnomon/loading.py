@@ -37,7 +37,7 @@ ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
 
 
 def load(
-    ref: str | Path | None = None,
+    ref: str | Path | Checkpoint | None = None,
     *,
     profile: str | None = None,
     dtype: str | torch.dtype | None = None,
@@ -55,7 +55,8 @@ def load(
 ) -> Model:
     """Open a model by reference; a missing free zoo model is fetched, with progress.
 
-    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file; default smollm2-135m-instruct.
+    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file, or a Checkpoint in memory (a patched or merged one);
+    default smollm2-135m-instruct.
     profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
     max_context: refuse longer sequences than this, below the model's own limit.
@@ -66,7 +67,7 @@ def load(
     if device not in (None, "cpu"):
         raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
     chosen = _profile_name(profile, dtype)
-    source, own_defaults = _resolve(ref if ref is not None else DEFAULT_MODEL)
+    source, own_defaults = (ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
     checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
     merged = {**own_defaults, **(defaults or {})}
     template = chat_template if chat_template is not None else merged.pop("chat_template", None)

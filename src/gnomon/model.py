@@ -6,6 +6,7 @@ command line, the server, recipes and programs all get the same tokens. Knows no
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
@@ -32,7 +34,9 @@ from gnomon.kernels.profile import NumericProfile
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.identity import tensor_digest
+from gnomon.models.patch import Patch
 from gnomon.models.tokenizer import Tokenizer
+from gnomon.patches import Laid, PatchTable
 from gnomon.session import SessionInfo, TextSession, describe_token
 from gnomon.submission import Recorder, Submission, make_request
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gnomon.arch.encoder import Encoder
+    from gnomon.kernels.side import SidePath
     from gnomon.sampling.options import SamplingOptions
 
 Prompt = str | Sequence[int]
@@ -50,12 +55,13 @@ DEFAULT_RAW_TOKENS = 256
 
 @dataclass(frozen=True)
 class Admitted:
-    """A prompt that the prompt stages let through, as token ids, with its parsed options."""
+    """A prompt that the prompt stages let through, as token ids, with its parsed options and the patches they name."""
 
     ids: list[int]
     parsed: ParsedOptions
     options: Mapping[str, Any]
     context: StageContext
+    patches: tuple[Laid, ...] = ()
 
 
 class Model:
@@ -83,7 +89,10 @@ class Model:
         self.name = checkpoint.name
         self.network = network
         self.encoder = encoder
-        self.profile = profile
+        self._profile = profile
+        self._patches = PatchTable(checkpoint, network) if network is not None else None
+        self._beside: tuple[Laid, ...] = ()
+        self._parent: Model | None = None
         self.registry = Registry.installed()
         self.defaults = dict(defaults or {})
         self._worker = worker
@@ -94,6 +103,8 @@ class Model:
         self._lock = threading.Lock()
         self._closed = False
         self.registry.parse({}, Origin.RECIPE, self.defaults)  # a wrong default is an error at load, not at first use
+        if (given := self.defaults.get("patches")) and self._patches is not None:
+            self.defaults["patches"] = self._patches.preload([given] if isinstance(given, str) else given)
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -105,9 +116,24 @@ class Model:
             return self._tokenizer
 
     @property
+    def profile(self) -> NumericProfile | None:
+        """The numeric profile, this model's own patches included; None for an embedding model."""
+        profile = self._parent.profile if self._parent is not None else self._profile
+        return profile and profile.with_patches([laid.identity for laid in self._beside])
+
+    @property
     def fingerprint(self) -> str:
         """Names everything that can change a bit of the output: `system_fingerprint` in responses."""
         return self.profile.fingerprint if self.profile else "fp_" + self.checkpoint.identity[:12]
+
+    def fingerprint_of(self, options: Mapping[str, Any]) -> str:
+        """The fingerprint that a generation with these options has: patches asked for are part of it.
+
+        Raises PatchNotFound, and what `generate` raises for wrong options.
+        """
+        parsed = self.registry.parse(options, Origin.PYTHON, self.defaults)
+        context = StageContext(self.tokenizer, self.name, 0, self._open_model)
+        return self._fingerprint_with(self._chosen_patches(parsed, context, Origin.PYTHON))
 
     @property
     def max_context(self) -> int:
@@ -159,7 +185,50 @@ class Model:
         if network is None or profile is None:
             raise UnsupportedModel(f"`{self.name}` is an embedding model: there is no certificate for it.")
         fingerprint, described = profile.fingerprint, profile.as_dict()
-        return worker.run_exclusive(lambda: certified(network, fingerprint, described, renew=renew))
+        sides = self._sides
+        return worker.run_exclusive(lambda: certified(network, fingerprint, described, renew=renew, sides=sides))
+
+    # -- patches ------------------------------------------------------------------------------------------------
+
+    @property
+    def patches(self) -> PatchTable:
+        """The patches that requests may name: `add(name, patch or file)`, `remove(name)`, while requests run or not."""
+        if self._patches is None:
+            raise UnsupportedModel(f"`{self.name}` has no generating network: patches cannot run beside it.")
+        return self._patches
+
+    def with_patches(self, patches: Sequence[Patch | str | Path]) -> Model:
+        """This model with patches (values, files, PEFT LoRA directories) beside its weights, in order.
+
+        The weights, the engine and the batches are shared: both models may run at once. Closing the result frees
+        only what is its own. Raises WrongBase for a patch of another model, PatchError for one that is not low-rank.
+        """
+        table = self.patches
+        beside = list(self._beside)
+        for patch in patches:
+            known = isinstance(patch, str) and patch in table
+            beside.append(table.find(str(patch), trusted=True) if known else table.lay(patch, below=beside))
+        twin = copy.copy(self)
+        twin._beside = tuple(beside)
+        twin._parent = self._parent or self
+        twin._lock = threading.Lock()
+        return twin
+
+    @property
+    def unpatched(self) -> Model:
+        """The model under `with_patches`; itself when there is nothing to take off."""
+        return self._parent or self
+
+    def _chosen_patches(self, parsed: ParsedOptions, context: StageContext, origin: Origin) -> list[Laid]:
+        """The patches that the options of one request ask for, in the registry's order."""
+        chosen: list[Laid] = []
+        for entry in self.registry.patches(parsed, context):
+            chosen.append(self.patches.find(entry, trusted=origin is not Origin.REQUEST))
+        return chosen
+
+    def _fingerprint_with(self, chosen: Sequence[Laid]) -> str:
+        profile = self.profile and self.profile.with_patches([laid.identity for laid in chosen])
+        return profile.fingerprint if profile else self.fingerprint
 
     # -- text ---------------------------------------------------------------------------------------------------
 
@@ -236,13 +305,14 @@ class Model:
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
         context = StageContext(self.tokenizer, self.name, seed, self._open_model)
+        patches = tuple(self._chosen_patches(parsed, context, origin))
         stages = self.registry.prompt_stages(parsed, context)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
             checked = [_checked_message(message, stages) for message in prompt]  # type: ignore[arg-type]
             ids = self.render(checked, **(variables or {}))
         else:
             ids = self._checked_ids(prompt, stages)  # type: ignore[arg-type]
-        return Admitted(ids, parsed, options, context)
+        return Admitted(ids, parsed, options, context, patches)
 
     def _checked_ids(self, prompt: Prompt, stages: Sequence[PromptStage]) -> list[int]:
         ids = self.encode(prompt)
@@ -273,16 +343,20 @@ class Model:
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
         seed, options = context.seed, admitted.options
         params = self._sampling_params(sampling, seed, len(ids), chat)
-        submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids))
+        fingerprint, beside = self._fingerprint_with(admitted.patches), (*self._beside, *admitted.patches)
+        submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
         report = observer or self.observer
-        noted = self._run(submission, ids, {**self.defaults, **options}, params) if report else None
+        given = {**self.defaults, **options}
+        if beside:
+            given["patches"] = [laid.identity for laid in beside]  # a name may mean another patch tomorrow
+        noted = self._run(submission, ids, given, params) if report else None
         if noted and context.memory.get("private_prompt"):
             noted = replace(noted, prompt_ids=[], replayable=False)
         for index in range(sampling.n):
             stages = self.registry.stages(parsed, context)
-            info = SessionInfo(submission.id, index, seed, self.fingerprint)
+            info = SessionInfo(submission.id, index, seed, fingerprint)
             recorder = Recorder(replace(noted, choice=index), report) if noted and report else None
             emit = _both(recorder.on_chunk, submission.put) if recorder else submission.put
             session = TextSession(
@@ -295,7 +369,15 @@ class Model:
             )
             requests.append(
                 make_request(
-                    submission, index, ids, params, stages, session, prompt_logprobs=bool(echo), recorder=recorder
+                    submission,
+                    index,
+                    ids,
+                    params,
+                    stages,
+                    session,
+                    prompt_logprobs=bool(echo),
+                    recorder=recorder,
+                    sides={laid.identity: laid.side for laid in beside},
                 )
             )
         submission.requests = [request.id for request in requests]
@@ -317,7 +399,7 @@ class Model:
             created=time.time(),
             model=self.name,
             reference=self.checkpoint.reference,
-            fingerprint=self.fingerprint,
+            fingerprint=submission.fingerprint,
             profile=self.profile.dtype if self.profile else "",
             prompt_ids=ids,
             options=plain,
@@ -351,6 +433,10 @@ class Model:
             prompt_logprobs=o.logprobs if o.echo else None,
         )
 
+    @property
+    def _sides(self) -> tuple[SidePath, ...]:
+        return tuple(laid.side for laid in self._beside)
+
     def _stream_input(self, prompt: Prompt | Messages) -> tuple[Prompt | Messages, bool]:
         return prompt, not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
 
@@ -358,7 +444,7 @@ class Model:
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Next-token logits after every prompt token -> [T, V] float32."""
-        return self.worker.logits(self.encode(prompt))
+        return self.worker.logits(self.encode(prompt), self._sides)
 
     def score(self, prompt: Prompt, continuation: str) -> Score:
         """How likely the continuation is after the prompt, token by token (teacher-forced)."""
@@ -368,7 +454,7 @@ class Model:
         target = self.tokenizer.encode(continuation, add_special_tokens=False)
         if not target:
             raise PromptError("The continuation is empty.", param="continuation")
-        rows = self.worker.logits(ids + target)[len(ids) - 1 : -1]
+        rows = self.worker.logits(ids + target, self._sides)[len(ids) - 1 : -1]
         logprobs = torch.log_softmax(rows, dim=-1).gather(1, torch.tensor(target)[:, None])[:, 0].tolist()
         tokens = [describe_token(self.tokenizer, t, value) for t, value in zip(target, logprobs, strict=True)]
         return Score(sum(logprobs), tokens)
@@ -386,7 +472,7 @@ class Model:
         if self.encoder is not None:
             vectors = self.encoder.embed(many)
         else:
-            pooled = [self.worker.hidden(self.encode(text)).mean(dim=0) for text in many]
+            pooled = [self.worker.hidden(self.encode(text), self._sides).mean(dim=0) for text in many]
             vectors = torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
         return vectors[0] if isinstance(texts, str) else vectors
 
@@ -409,6 +495,11 @@ class Model:
 
         if self.network is None:
             raise UnsupportedModel(f"`{self.name}` has no generating network.")
+        if self._beside:
+            raise UsageError(
+                "The patches of this model run beside its weights: its module would not have them.",
+                hint="Take the module of the unpatched model, or load the patched weights (Patch.apply).",
+            )
         network = self.network
         with self.worker.paused():
             module = hf_module(network, self.checkpoint)
@@ -422,9 +513,9 @@ class Model:
                     for name, tensor in network.tensors().items()
                     if (digest := tensor_digest(tensor)) != before[name]
                 }
-                if changed and self.profile is not None:
-                    self.profile = self.profile.with_changed_weights(changed)
-                    self.worker.weights_changed(self.profile.fingerprint)
+                if changed and self._profile is not None:
+                    self._profile = self._profile.with_changed_weights(changed)
+                    self.worker.weights_changed(self._profile.fingerprint)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -433,6 +524,9 @@ class Model:
         if self._closed:
             return
         self._closed = True
+        if self._parent is not None:
+            self._beside = ()
+            return  # the engine and the files are the unpatched model's
         if self._worker is not None:
             self._worker.close()
         self._worker = self.network = self.encoder = None

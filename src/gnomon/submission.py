@@ -9,7 +9,7 @@ import asyncio
 import queue
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -18,15 +18,17 @@ from gnomon.engine.request import Decision, Finished, Request, SamplingParams, T
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import GnomonError
 from gnomon.generation import Chunk, Generation, Run, TokenLogprob
+from gnomon.kernels.side import SidePath
 from gnomon.session import TextSession
 
 
 class Submission:
     """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
 
-    def __init__(self, worker: EngineWorker, id: str, seed: int, prompt_tokens: int) -> None:
+    def __init__(self, worker: EngineWorker, id: str, seed: int, prompt_tokens: int, fingerprint: str = "") -> None:
         self.worker = worker
         self.id = id
+        self.fingerprint = fingerprint
         self.seed = seed
         self.prompt_tokens = prompt_tokens
         self.requests: list[str] = []
@@ -162,7 +164,10 @@ def make_request(
     *,
     prompt_logprobs: bool,
     recorder: Recorder | None = None,
+    sides: Mapping[str, SidePath] | None = None,
 ) -> Request:
+    """sides: what runs beside the weights, in order, by identity."""
+
     def on_token(event: TokenEvent) -> Decision:
         decision = session.on_token(event)
         if recorder is not None:
@@ -187,4 +192,6 @@ def make_request(
         on_token=on_token,
         on_prompt=session.on_prompt if prompt_logprobs else None,
         on_finish=on_finish,
+        sides=tuple((sides or {}).values()),
+        side_names=tuple(sides or {}),
     )

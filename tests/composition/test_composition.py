@@ -19,6 +19,9 @@ import yaml
 import gnomon
 from gnomon.generation import Generation
 from gnomon.model import Model
+from gnomon.models.patch import Patch
+from gnomon.models.reference import open_checkpoint
+from helpers.patches import random_patch
 from helpers.server import serving
 
 MESSAGES = [{"role": "user", "content": "abc"}]
@@ -45,13 +48,27 @@ ROWS = [
     Row("logit_bias", {"logit_bias": {"5": -100.0}}, lambda g: 5 not in g.token_ids),
     Row("min_tokens", {"min_tokens": 2, "ignore_eos": True}, lambda g: True),
     Row("guard", {"guard": {"output": ["pii", FORBIDDEN]}}, lambda g: not set("aeiou") & set(g.text.replace("#", ""))),
+    Row("patches", {"patches": ["shift"]}, lambda g: g.fingerprint not in PLAIN),
 ]
+PLAIN: set[str] = set()
+"""Fingerprints of the model as it is."""
 PAIRS = list(itertools.combinations(ROWS, 2))
 IDS = [f"{a.name}+{b.name}" for a, b in PAIRS]
 
 
 def joined(a: Row, b: Row) -> dict[str, Any]:
     return {"max_tokens": 8} | a.options | b.options
+
+
+@pytest.fixture(scope="module")
+def patch(tiny_dir: Path) -> Patch:
+    return random_patch(open_checkpoint(tiny_dir), 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_rows_name(tiny: Model, patch: Patch) -> None:
+    PLAIN.add(tiny.fingerprint)
+    tiny.patches.add("shift", patch)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +113,15 @@ def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, tiny: Mode
     assert streamed == local.text  # type: ignore[union-attr]
 
 
-def test_every_row_gives_the_same_through_a_recipe(tiny: Model, tiny_dir: Path, tmp_path: Path) -> None:
+def test_every_row_gives_the_same_through_a_recipe(tiny: Model, tiny_dir: Path, tmp_path: Path, patch: Patch) -> None:
+    file = patch.save(tmp_path / "shift.patch.safetensors")
     fields = set(tiny.registry.capabilities["sampling"].options_model().model_fields)  # type: ignore[union-attr]
     for row in ROWS:
         options = {"max_tokens": 8, "seed": 1} | row.options
         sampling = {key: value for key, value in options.items() if key in fields}
         others = {key: value for key, value in options.items() if key not in fields}
+        if "patches" in others:
+            others["patches"] = [str(file)]  # a recipe names files, a request names what was loaded
         recipe = tmp_path / f"{row.name}.yaml"
         content = {"gnomon": 1, "model": str(tiny_dir), "threads": 1, "sampling": sampling} | others
         recipe.write_text(yaml.safe_dump(content))

@@ -88,8 +88,7 @@ class LoraCheckpoint(Checkpoint):
         if name not in self._pairs:
             return weight
         module = self._pairs[name]
-        tensors = self._tensors()
-        down, up = tensors[f"{module}.lora_A.weight"].float(), tensors[f"{module}.lora_B.weight"].float()
+        down, up = self._stored_factors(module)
         delta = (up @ down) * self._scale(module)
         if self.adapter.get("fan_in_fan_out"):
             delta = delta.T
@@ -101,6 +100,22 @@ class LoraCheckpoint(Checkpoint):
 
     def reader(self, name: str) -> Callable[[int, int], Tensor]:
         return super().reader(name) if name in self._pairs else self.base.reader(name)
+
+    def _stored_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        tensors = self._tensors()
+        return tensors[f"{module}.lora_A.weight"].float(), tensors[f"{module}.lora_B.weight"].float()
+
+    @property
+    def targets(self) -> list[str]:
+        """The tensors that the adapter changes."""
+        return sorted(self._pairs)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """up [out, r] and down [r, in] of a target in the orientation of its weight, the scale folded into up."""
+        module = self._pairs[name]
+        down, up = self._stored_factors(module)
+        scale = self._scale(module)
+        return (down.T * scale, up.T.contiguous()) if self.adapter.get("fan_in_fan_out") else (up * scale, down)
 
     @property
     def has_blocks(self) -> bool:

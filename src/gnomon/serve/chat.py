@@ -36,7 +36,7 @@ async def chat_completions(request: Request) -> Response:
         "id": run.id,
         "created": int(time.time()),
         "model": body.model,
-        "system_fingerprint": model.fingerprint,
+        "system_fingerprint": run.fingerprint,
         "seed": run.seed,
     }
     if body.stream:

@@ -37,7 +37,7 @@ async def completions(request: Request) -> Response:
         "object": "text_completion",
         "created": int(time.time()),
         "model": body.model,
-        "system_fingerprint": model.fingerprint,
+        "system_fingerprint": run.fingerprint,
         "seed": run.seed,
     }
     if body.stream:

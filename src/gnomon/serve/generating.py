@@ -32,6 +32,7 @@ class Generating:
         self.choices = choices
         self.id = submissions[0].id
         self.seed = submissions[0].seed
+        self.fingerprint = submissions[0].fingerprint
 
     @classmethod
     async def start(
