@@ -16,7 +16,7 @@ from enum import Enum
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from gnomon.errors import ConfigError, Conflict, NotAllowedInRequest, UnknownOption, UsageError
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor
 
+    from gnomon.engine.request import TokenEvent
+    from gnomon.generation import Outcome
     from gnomon.models.tokenizer import Tokenizer
 
 GROUP = "gnomon.capabilities"
@@ -63,6 +65,30 @@ class LogitsStage(Protocol):
 
     def copy(self) -> LogitsStage:
         """An independent twin in the same state."""
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a TokenGate says of the latest token.
+
+    rollback: take back so many tokens, the latest included. hold: so many of the latest tokens may still be taken back,
+    and give no text yet. finish: end here, for this reason.
+    """
+
+    rollback: int = 0
+    hold: int = 0
+    finish: Literal["stop", "length"] | None = None
+
+
+@runtime_checkable
+class TokenGate(Protocol):
+    """A logits stage that also judges what was drawn, before any of it becomes text."""
+
+    def judge(self, event: TokenEvent) -> Ruling:
+        """The stage has accepted this token already."""
+
+    def outcome(self, text: str, tokens: int, *, cut: bool) -> Outcome:
+        """The text as it left, with so many tokens; cut: something else ended it, perhaps in the middle."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,17 @@ class StageContext:
     seed: int
     open_model: Callable[[str], Any]
     memory: dict[str, Any] = field(default_factory=dict)
+    max_tokens: int = 0
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One more command-line flag of a capability. parse: `parse(text)` -> its options mapping (an import string)."""
+
+    name: str
+    help: str
+    parse: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +157,8 @@ class Capability:
     options: pydantic model (or its import string). inline: its fields stand at top level, as sampling's do.
     logits_stage / stream_stage: `build(options, context)` -> stage or None. weights_stage: `chosen(options, context)`
     -> names of loaded patches that run beside the weights of this request. parse: `parse(text)` -> options mapping for
-    a command-line string that is neither JSON nor @file. conflicts: (other capability, why the pair is refused).
+    a command-line string that is neither JSON nor @file. flags: further ways to say the options on the command line.
+    conflicts: (other capability, why the pair is refused).
     prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
     merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
     """
@@ -142,6 +180,7 @@ class Capability:
     prompt_stage: str | None = None
     stream_order: int = 0
     merge: str | None = None
+    flags: tuple[Flag, ...] = ()
 
     def options_model(self) -> type[BaseModel] | None:
         return load_attribute(self.options) if isinstance(self.options, str) else self.options

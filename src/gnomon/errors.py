@@ -77,6 +77,12 @@ class ConfigError(UsageError):
     code = "invalid_config"
 
 
+class GrammarError(UsageError):
+    """A grammar, schema or pattern that is wrong or cannot be enforced; the message says where."""
+
+    code = "invalid_grammar"
+
+
 class ModelNotFound(GnomonError):
     """A model reference that leads nowhere (HTTP 404)."""
 

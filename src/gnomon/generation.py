@@ -37,6 +37,29 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Per token of the text: what a constraint left of the model's own distribution, and what it did.
+
+    kept_mass: probability that the model gave to the tokens allowed here. kinds: "forced" (one token was allowed),
+    "masked" (the model's favourite was not), "free" (it was), "closed" (written to end the text in time).
+    """
+
+    kept_mass: list[float] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    rollbacks: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a constraint says of a finished text. completed: the text is whole; parsed: its value, when it is."""
+
+    parsed: Any = None
+    completed: bool = False
+    trace: Trace | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Generation:
     """One finished text. id: the same in the response and the ledger; seed: as given, or as made."""
 
@@ -51,9 +74,25 @@ class Generation:
     index: int = 0
     prompt_logprobs: list[TokenLogprob] | None = None
     findings: tuple[Mapping[str, Any], ...] = ()
+    outcome: Outcome | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def parsed(self) -> Any:
+        """The text as a value, when a grammar constrained it and it is complete; otherwise None."""
+        return self.outcome.parsed if self.outcome else None
+
+    @property
+    def completed(self) -> bool:
+        """Whether the text is whole: by its grammar's word, or because it ended by itself."""
+        return self.outcome.completed if self.outcome else self.finish_reason == "stop"
+
+    @property
+    def trace(self) -> Trace | None:
+        """What a grammar did at each token."""
+        return self.outcome.trace if self.outcome else None
 
 
 @dataclass(frozen=True)
@@ -71,6 +110,7 @@ class Chunk:
     seed: int = 0
     fingerprint: str = ""
     findings: tuple[Mapping[str, Any], ...] = ()
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
-from gnomon.capability import Origin, ParsedOptions, PromptStage, Registry, StageContext
+from gnomon.capability import Origin, ParsedOptions, PromptStage, Registry, StageContext, TokenGate
 from gnomon.engine.certificate import Certificate, certified
 from gnomon.engine.request import SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
@@ -345,6 +345,7 @@ class Model:
         params = self._sampling_params(sampling, seed, len(ids), chat)
         fingerprint, beside = self._fingerprint_with(admitted.patches), (*self._beside, *admitted.patches)
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
+        context = replace(context, max_tokens=params.max_tokens, temperature=params.temperature)
         echo = self.tokenizer.decode(ids) if sampling.echo else ""
         requests = []
         report = observer or self.observer
@@ -366,6 +367,7 @@ class Model:
                 emit,
                 want_logprobs=sampling.logprobs is not None,
                 echo=echo,
+                gate=next((stage for stage in stages.mask if isinstance(stage, TokenGate)), None),
             )
             requests.append(
                 make_request(

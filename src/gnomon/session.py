@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from gnomon.capability import Released, StreamStage
+from gnomon.capability import Released, StreamStage, TokenGate
 from gnomon.engine.request import Decision, Finished, PromptLogprob, TokenEvent
 from gnomon.generation import Chunk, FinishReason, TokenLogprob, Usage
 from gnomon.models.tokenizer import Tokenizer
@@ -49,6 +49,7 @@ class TextSession:
         want_logprobs: bool = False,
         skip_special_tokens: bool = True,
         echo: str = "",
+        gate: TokenGate | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.stages = list(stages)
@@ -65,6 +66,9 @@ class TextSession:
         self.echo = echo
         self.shifted = False  # whether a stage before the last changed lengths, so that places cannot be compared
         self.private = False  # whether tokens were drawn that may be shown nowhere
+        self.gate = gate
+        self.released = ""  # what left so far; kept for the gate alone
+        self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
 
     def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
         """Log-probabilities of the prompt's own tokens, before the first token."""
@@ -73,7 +77,31 @@ class TextSession:
         ]
 
     def on_token(self, event: TokenEvent) -> Decision:
-        """One sampled token: pass its text through the stages, let out what may leave. An end token is no text."""
+        """One sampled token: ask the gate, if there is one; what it lets through becomes text."""
+        if self.gate is None:
+            return self._to_text(event)
+        ruling = self.gate.judge(event)
+        if ruling.rollback:
+            for _ in range(ruling.rollback - 1):
+                self.held.pop()
+            return Decision.rollback(ruling.rollback)
+        self.held.append(event)
+        decision = self._let_through(len(self.held) - ruling.hold)
+        if decision.kind == "continue" and ruling.finish is not None:
+            decision = self._let_through(len(self.held))
+            return Decision.finish(ruling.finish) if decision.kind == "continue" else decision
+        return decision
+
+    def _let_through(self, count: int) -> Decision:
+        for _ in range(count):
+            decision = self._to_text(self.held.popleft())
+            if decision.kind != "continue":
+                self.held.clear()
+                return decision
+        return Decision.CONTINUE
+
+    def _to_text(self, event: TokenEvent) -> Decision:
+        """A token that stays: pass its text through the stages, let out what may leave. An end token is no text."""
         if event.ends == "stop":
             return Decision.CONTINUE
         text = self.detokenizer.push(event.token_id)
@@ -90,6 +118,9 @@ class TextSession:
     def on_finish(self, finished: Finished) -> Chunk:
         """The engine is done with this choice: let out what was held, and say why it ended."""
         released = Released()
+        if self.held:
+            self._let_through(len(self.held))
+        cut = self.reason is not None
         if self.reason is None:
             self.reason = "cancelled" if finished.reason == "error" else finished.reason
             released = self._through(self.detokenizer.finish(), closing=True)
@@ -98,7 +129,10 @@ class TextSession:
                 self._end_at(released)
         chunk = self._chunk(released, self._take(len(self.pending)))
         usage = Usage(finished.prompt_tokens, self.reported_tokens, finished.cached_tokens)
-        return replace(chunk, finish_reason=self.reason, usage=usage)
+        outcome = None
+        if self.gate is not None:
+            outcome = self.gate.outcome(self.released + released.text, self.reported_tokens, cut=cut)
+        return replace(chunk, finish_reason=self.reason, usage=usage, outcome=outcome)
 
     def _add(self, event: TokenEvent, text: str) -> None:
         begin, self.length = self.length, self.length + len(text)
@@ -162,6 +196,8 @@ class TextSession:
 
     def _send(self, released: Released, token_count: int) -> None:
         tokens = self._take(token_count)
+        if self.gate is not None:
+            self.released += released.text
         if released.text or tokens or released.findings:
             self.emit(self._chunk(released, tokens))
 

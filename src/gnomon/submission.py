@@ -123,6 +123,7 @@ def join(chunks: Sequence[Chunk]) -> Generation:
         index=last.index,
         prompt_logprobs=prompt,
         findings=tuple(finding for chunk in chunks for finding in chunk.findings),
+        outcome=last.outcome,
     )
 
 

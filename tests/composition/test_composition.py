@@ -52,6 +52,9 @@ ROWS = [
 ]
 PLAIN: set[str] = set()
 """Fingerprints of the model as it is."""
+ROWS += [
+    Row("grammar", {"grammar": {"regex": "[a-z ]{0,6}"}}, lambda g: set(g.text) <= set("abcdefghijklmnopqrstuvwxyz #")),
+]
 PAIRS = list(itertools.combinations(ROWS, 2))
 IDS = [f"{a.name}+{b.name}" for a, b in PAIRS]
 

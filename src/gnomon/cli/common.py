@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from gnomon.capability import Flag
     from gnomon.config import Settings
     from gnomon.model import Model
 
@@ -65,6 +66,7 @@ def capability_flags(*, leave_out: Sequence[str] = ()) -> list[Parameter]:
     for capability in registry.capabilities.values():
         if not capability.inline and capability.options is not None:
             flags.append(option(capability.name, str | None, f"{capability.help} (JSON, @file or short form)"))
+        flags += [option(flag.name, str | None, flag.help) for flag in capability.flags]
     return flags
 
 
@@ -104,7 +106,21 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and (name in registry.capabilities or value[:1] in "{["):
             value = registry.parse_text(name, value) if name in registry.capabilities else json_value(name, value)
         options[name] = value
+    for capability in registry.capabilities.values():
+        for flag in capability.flags:
+            if isinstance(text := values.get(flag.name), str):
+                options[capability.name] = _joined(options.get(capability.name), flag, text)
     return options
+
+
+def _joined(given: Any, flag: Flag, text: str) -> Any:
+    """A flag's options together with those that the capability's own flag gave."""
+    from gnomon.capability import load_attribute
+    from gnomon.errors import UsageError
+
+    if given is not None and not isinstance(given, dict):
+        raise UsageError(f"--{flag.name} cannot be joined with what was given before.", param=flag.name)
+    return {**(given or {}), **load_attribute(flag.parse)(text)}
 
 
 def json_value(name: str, text: str) -> Any:

@@ -6,6 +6,7 @@ Accepted is only what the request's own seeded draw gives: the output is that of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 LONGEST = 16
@@ -17,6 +18,14 @@ class Drafter(Protocol):
 
     def propose(self, tokens: list[int], most: int) -> list[int]:
         """At most `most` tokens that may follow."""
+
+
+def certain(stages: Iterable[object], most: int) -> list[int]:
+    """Tokens that a logits stage will force (its optional `forced()`): the draw confirms them like any guess."""
+    for stage in stages:
+        if (forced := getattr(stage, "forced", None)) is not None and (tokens := forced()):
+            return list(tokens)[:most]
+    return []
 
 
 class PromptLookup:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gnomon.engine.drafting import Drafter, PromptLookup
+from gnomon.engine.drafting import Drafter, PromptLookup, certain
 from gnomon.engine.logprobs import Logprobs
 from gnomon.engine.pages import PagePool
 from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogprob, Request, TokenEvent
@@ -213,12 +213,17 @@ class Engine:
             return []
 
     def _draft(self) -> None:
-        """Guess what the decoding sequences will say next, while the batch is small enough to have room for it."""
+        """What the decoding sequences will say next: what their stages force, and guesses while there is room."""
         running = self.scheduler.running
-        for sequence in running if len(running) <= MOST_DRAFTING else []:
+        share = self.scheduler.token_budget // max(1, len(running)) - 1
+        for sequence in running:
             if sequence.drafter is None or sequence.pending != 1 or not sequence.sampler.generated:
                 continue
             left = sequence.request.sampling.max_tokens - len(sequence.sampler.generated) - 1
+            sequence.drafts = certain(sequence.request.mask, min(left, share))
+            sequence.guessed = not sequence.drafts
+            if sequence.drafts or len(running) > MOST_DRAFTING:
+                continue
             if (most := min(left, sequence.draft_length.next())) > 0:
                 guesses = sequence.drafter.propose(sequence.tokens, most)
                 sequence.drafts = list(takewhile(lambda token: 0 <= token < self.runner.vocab_size, guesses))
@@ -254,7 +259,8 @@ class Engine:
             sequence.computed += 1
             self._generate(sequence, logits_RV[place - len(drafts)])
         if drafts:
-            sequence.draft_length.learn(len(drafts), accepted)
+            if sequence.guessed:
+                sequence.draft_length.learn(len(drafts), accepted)
             self.draft_tokens += len(drafts)
             self.accepted_tokens += accepted
 

@@ -14,7 +14,7 @@ from gnomon.kernels.batch import PAGE, Span
 class Sequence:
     """number: unique in the engine, and its order of arrival. keys: names of the prompt's full pages.
 
-    drafts: guesses of the tokens after the known ones, for the coming step only.
+    drafts: tokens after the known ones, for the coming step only; guessed: they are guesses, not forced by a stage.
     """
 
     number: int
@@ -30,6 +30,7 @@ class Sequence:
     drafter: Drafter | None = None
     draft_length: AdaptiveLength = field(default_factory=AdaptiveLength)
     drafts: list[int] = field(default_factory=list)
+    guessed: bool = True
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)

@@ -1,0 +1,127 @@
+"""compile(): a schema, a regular expression, a context-free grammar, choices or a Python type -> one Grammar.
+
+Exactly one kind is given. Everything is checked here, before a model is touched: what is wrong is an error that says
+where, what is not in the mask stands in the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from gnomon.errors import GrammarError
+from gnomon.grammar.grammar import Grammar
+from gnomon.grammar.matcher import Matcher
+from gnomon.grammar.python_types import schema_of_type
+from gnomon.grammar.report import Report
+from gnomon.grammar.schema.build import compile_schema
+from gnomon.grammar.schema.patterns import for_mask
+from gnomon.grammar.vocabulary import byte_vocabulary
+
+MOST_CHOICES = 10_000
+MOST_GRAMMAR = 1_000_000
+WHITESPACE = {"compact": None, "flexible": r"[ \n]{0,2}"}
+
+
+def compile(
+    schema: Any = None,
+    *,
+    regex: str | None = None,
+    lark: str | None = None,
+    gbnf: str | None = None,
+    choices: Sequence[str] | None = None,
+    type: Any = None,
+    registry: Mapping[str, Any] | None = None,
+    formats: str = "assert",
+    whitespace: str = "compact",
+) -> Grammar:
+    """Compile one grammar.
+
+    schema: a JSON Schema (mapping, bool or JSON text). regex: matches the whole text. lark, gbnf: context-free
+    grammars. choices: the exact texts allowed. type: a pydantic model, dataclass, TypedDict, Enum, Literal, or any type
+    that pydantic takes. registry: documents that `$ref` may name, by URI. formats: "assert" or "annotate". whitespace:
+    "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON).
+    Raises GrammarError.
+    """
+    given = {"schema": schema, "regex": regex, "lark": lark, "gbnf": gbnf, "choices": choices, "type": type}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise GrammarError(
+            f"A grammar is made of exactly one of {', '.join(given)}; given: {', '.join(named) or 'none'}.",
+            param="grammar",
+        )
+    if whitespace not in WHITESPACE or formats not in ("assert", "annotate"):
+        raise GrammarError('`whitespace` is "compact" or "flexible", `formats` is "assert" or "annotate".')
+    if regex is not None:
+        return _of_regex(regex)
+    if choices is not None:
+        return _of_choices(choices)
+    if lark is not None:
+        return _of_lark(lark, "lark")
+    if gbnf is not None:
+        return _of_lark(_from_gbnf(gbnf), "gbnf")
+    convert = None
+    if type is not None:
+        schema, convert = schema_of_type(type)
+    if isinstance(schema, str):
+        schema = _read_json(schema)
+    compiled = compile_schema(
+        schema, registry=registry, assert_formats=formats == "assert", spaces=WHITESPACE[whitespace]
+    )
+    return Grammar(compiled.grammar, compiled.report, validators=compiled.validators, convert=convert, source=schema)
+
+
+def _of_regex(pattern: str) -> Grammar:
+    if not isinstance(pattern, str) or len(pattern) > MOST_GRAMMAR:
+        raise GrammarError("`regex` is a pattern of at most a million characters.", param="regex")
+    mask = for_mask(pattern)
+    if mask is None:
+        raise GrammarError(
+            f"The pattern {pattern[:80]!r} uses look-around, back-references or word boundaries.",
+            hint="They cannot be enforced while a text is written. Say it without them.",
+            param="regex",
+        )
+    return _made(str(LLMatcher.grammar_from_regex(mask)), "regex", pattern)
+
+
+def _of_choices(choices: Sequence[str]) -> Grammar:
+    if isinstance(choices, str) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise GrammarError("`choices` is a list of one or more texts, none of them empty.", param="choices")
+    if len(choices) > MOST_CHOICES:
+        raise GrammarError(f"At most {MOST_CHOICES} choices; given {len(choices)}.", param="choices")
+    alternatives = "\n     | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+    return _made(str(LLMatcher.grammar_from_lark(f"start: {alternatives}")), "choices", list(choices))
+
+
+def _of_lark(text: str, kind: str) -> Grammar:
+    if not isinstance(text, str) or not text.strip() or len(text) > MOST_GRAMMAR:
+        raise GrammarError(f"`{kind}` is a grammar of at most a million characters.", param=kind)
+    return _made(str(LLMatcher.grammar_from_lark(text)), kind, text)
+
+
+def _from_gbnf(text: str) -> str:
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:  # the reader raises plain exceptions
+        raise GrammarError(f"The GBNF grammar cannot be read: {error}.", param="gbnf") from None
+
+
+def _made(mask: str, kind: str, source: Any) -> Grammar:
+    try:
+        Matcher(byte_vocabulary(), mask)
+    except GrammarError as error:
+        if "Unsatisfiable" in error.message:
+            return Grammar(mask, Report(kind, unsatisfiable=True), source=source)
+        raise GrammarError(f"The {kind} grammar is wrong: {error.message}", param=kind) from None
+    return Grammar(mask, Report(kind), source=source)
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise GrammarError(f"The schema is not JSON: {error}.", param="schema") from None

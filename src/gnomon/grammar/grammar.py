@@ -1,0 +1,224 @@
+"""A Grammar: what a text must be, compiled. It judges texts by itself; `bind` ties it to a model's vocabulary.
+
+Two parts: the mask (an llguidance grammar) and the checks behind it (for schemas). Immutable, shared by requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from gnomon.errors import GrammarError
+from gnomon.grammar.closing import Checks, NoChecks, shortest
+from gnomon.grammar.matcher import Matcher
+from gnomon.grammar.report import Report
+from gnomon.grammar.schema.checks import SchemaChecks
+from gnomon.grammar.schema.reading import load
+from gnomon.grammar.schema.validators import Validators
+from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary, vocabulary_of
+from gnomon.models.tokenizer import Tokenizer
+
+Whitespace = Literal["any", "as_generated"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a text is accepted; if not, where it went wrong (a character's place) and why."""
+
+    ok: bool
+    position: int | None = None
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+class Grammar:
+    """compile() makes it. mask: for llguidance; validators: of a schema's values, None for other kinds."""
+
+    def __init__(
+        self,
+        mask: str,
+        report: Report,
+        *,
+        validators: Validators | None = None,
+        convert: Callable[[Any], Any] | None = None,
+        source: Any = None,
+    ) -> None:
+        self.mask = mask
+        self.report = report
+        self.validators = validators
+        self.source = source
+        self._convert = convert
+        self._shortest: str | None = None
+        self._searched = False
+        self._lock = threading.Lock()
+
+    # -- texts --------------------------------------------------------------------------------------------------
+
+    def accepts(self, text: str, *, whitespace: Whitespace = "any", any_order: bool = True) -> Verdict:
+        """Decide a whole text.
+
+        For a schema the defaults accept every spelling of a valid JSON value: any legal whitespace, escapes and order
+        of keys. whitespace="as_generated", any_order=False replays exactly what decoding does: masks, then checks.
+        Other grammars know one spelling only.
+        """
+        if self.report.unsatisfiable:
+            return Verdict(False, 0, "No text satisfies this grammar.")
+        if self.validators is None or (whitespace == "as_generated" and not any_order):
+            return self._replay(text)
+        try:
+            value = load(text)
+        except RecursionError:
+            return Verdict(False, 0, "The JSON is nested too deep.")
+        except json.JSONDecodeError as error:
+            return Verdict(False, error.pos, f"Not JSON: {error.msg}.")
+        except ValueError as error:
+            return Verdict(False, 0, f"Not JSON: {error}.")
+        compact = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+        if any_order:
+            if whitespace == "as_generated" and len(text) != len(_without_spaces(text)):
+                return Verdict(False, 0, "There is whitespace that decoding never writes.")
+            return self._value(value)
+        return self._replay(compact)
+
+    def shortest(self) -> str:
+        """A shortest accepted text. Raises GrammarError when there is none, or none was found within bounds."""
+        with self._lock:
+            if not self._searched:
+                found = None if self.report.unsatisfiable else shortest(self.byte_matcher(), self.checks)
+                self._shortest = None if found is None else found.decode("utf-8", "replace")
+                self._searched = True
+        if self._shortest is None:
+            known = self.report.unsatisfiable
+            raise GrammarError(
+                "No text satisfies this grammar." if known else "No text was found that satisfies this grammar.",
+                hint="Its constraints contradict each other; see `gnomon grammar check`.",
+                param="grammar",
+            )
+        return self._shortest
+
+    def parse(self, text: str) -> Any:
+        """An accepted text as a value: of JSON, or of the type it was compiled from; other kinds are text."""
+        if self.validators is None:
+            return self._convert(text) if self._convert else text
+        value = load(text)
+        return self._convert(value) if self._convert else value
+
+    # -- for decoding -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def checks(self) -> Checks:
+        """What stands behind the mask."""
+        return NoChecks() if self.validators is None else SchemaChecks(self.validators)
+
+    def matcher(self, vocabulary: Vocabulary) -> Matcher:
+        """A fresh walk over a vocabulary."""
+        with self._lock:
+            return self._prototype(vocabulary).copy()
+
+    def byte_matcher(self) -> Matcher:
+        return Matcher(byte_vocabulary(), self.mask)
+
+    def bind(self, tokenizer: Tokenizer) -> Matcher:
+        """A fresh walk over a model's vocabulary."""
+        return self.matcher(vocabulary_of(tokenizer))
+
+    def shortest_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """The shortest text as the tokens that decoding would write."""
+        text = self.shortest().encode()
+        return spell(self.bind(tokenizer), text)
+
+    def _prototype(self, vocabulary: Vocabulary) -> Matcher:
+        made: dict[int, Matcher] = self.__dict__.setdefault("_prototypes", {})
+        if id(vocabulary) not in made:
+            if len(made) > 4:
+                made.clear()
+            made[id(vocabulary)] = Matcher(vocabulary, self.mask)
+        return made[id(vocabulary)]
+
+    # -- verdicts -----------------------------------------------------------------------------------------------
+
+    def _value(self, value: Any) -> Verdict:
+        assert self.validators is not None
+        try:
+            fault = "" if self.validators.accepts(value) else self.validators.fault(value) or "not valid"
+        except (ValueError, RecursionError) as error:
+            fault = str(error)
+        return Verdict(not fault, None, fault)
+
+    def _replay(self, text: str) -> Verdict:
+        """Byte by byte through the mask and the checks."""
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            return Verdict(False, error.start, "Not valid Unicode.")
+        matcher = self.byte_matcher()
+        taken = matcher.advance(list(raw))
+        if taken < len(raw):
+            position = len(raw[:taken].decode("utf-8", "ignore"))
+            return Verdict(False, position, f"The mask does not allow {text[position : position + 12]!r} here.")
+        if not matcher.accepting:
+            return Verdict(False, len(text), "The text is not complete.")
+        place = self.checks.read(self.checks.begin(), raw)
+        if place is None or not self.checks.may_end(place, raw):
+            return Verdict(False, None, self._fault(text))
+        return Verdict(True)
+
+    def _fault(self, text: str) -> str:
+        try:
+            return self.validators.fault(load(text)) if self.validators else "not valid"
+        except ValueError as error:
+            return str(error)
+
+
+def spell(matcher: Matcher, text: bytes) -> list[int]:
+    """A text as tokens that the matcher takes: canonical where it can, else the longest that fit."""
+    engine = matcher.vocabulary.engine
+    tokens = list(engine.tokenize_bytes(text))
+    if b"".join(engine.decode_bytes([t]) for t in tokens) == text and matcher.copy().advance(tokens) == len(tokens):
+        return tokens
+    walk, tokens = matcher.copy(), []
+    while text:
+        token = _longest(walk, text)
+        walk.accept(token)
+        tokens.append(token)
+        text = text[len(engine.decode_bytes([token])) :]
+    return tokens
+
+
+def _longest(matcher: Matcher, text: bytes) -> int:
+    """The allowed token that spells the longest beginning of a text."""
+    engine = matcher.vocabulary.engine
+    for length in range(min(len(text), 32), 0, -1):
+        tokens = (
+            engine.greedy_tokenize(text[:length].decode("utf-8", "surrogateescape")) if _whole(text[:length]) else []
+        )
+        if len(tokens) == 1 and matcher.copy().accept(tokens[0]):
+            return int(tokens[0])
+    for token in matcher.allowed().nonzero()[0].tolist():
+        spelled = bytes(engine.decode_bytes([token]))
+        if spelled and text.startswith(spelled) and token not in matcher.vocabulary.ends:
+            return int(token)
+    raise GrammarError("The model's vocabulary cannot spell a text of this grammar.")
+
+
+def _whole(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+_STRING_OR_SPACE = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\r\n]+')
+
+
+def _without_spaces(text: str) -> str:
+    """JSON text without the whitespace between its tokens."""
+    return _STRING_OR_SPACE.sub(lambda found: found.group(1) or "", text)

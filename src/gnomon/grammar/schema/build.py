@@ -1,0 +1,249 @@
+"""One schema compiled: the mask grammar by the first route that the engine takes, and what it leaves to be checked.
+
+Routes, from the most to the least exact: "as written"; "normal form" (negation, conditions, exclusive branches and
+unevaluated members multiplied out by jsonschema-rs's canonical form); "relaxed" (keywords dropped from the mask,
+checked afterwards); "any JSON". All but the first are wider than the schema or equal to it, never narrower in what
+they accept of a value, except for the order of keys and the spelling of numbers and strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema_rs
+from llguidance import LLMatcher
+
+from gnomon.errors import GrammarError
+from gnomon.grammar.matcher import Matcher
+from gnomon.grammar.report import Entry, Report, Status
+from gnomon.grammar.schema import formats
+from gnomon.grammar.schema.bounds import check_bounds, draft_of, escape, plain
+from gnomon.grammar.schema.lowering import SILENT, Lowered, lower, name_order
+from gnomon.grammar.schema.validators import Validators
+from gnomon.grammar.vocabulary import byte_vocabulary
+
+COMPACT = {"whitespace_flexible": False}
+LOOSE = ("oneOf>anyOf", "contains>loose", "patternProperties>loose", "multipleOf>loose")
+GIVE_UP = ("minProperties", "maxProperties", "not", "contains", "propertyNames", "patternProperties", "multipleOf")
+OLD_DRAFTS = ("draft 4", "draft 6", "draft 7")
+DROPPED_AS = {
+    "if": ("then", "else"),
+    "minContains": ("contains",),
+    "maxContains": ("contains",),
+    "propertyNames": ("propertyNames", "unevaluatedProperties"),
+}
+_DEFINING = frozenset(["$schema", "$id", "id", "$anchor", "$defs", "definitions", "$ref"])
+_MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions", "dependencies")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_ONE = (
+    "items",
+    "additionalItems",
+    "additionalProperties",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """grammar: for the mask engine. validators: of the schema as written, for its certain places."""
+
+    grammar: str
+    report: Report
+    validators: Validators
+
+
+def compile_schema(
+    schema: Any, *, registry: Mapping[str, Any] | None = None, assert_formats: bool = True, spaces: str | None = None
+) -> Compiled:
+    """Raises GrammarError for a schema that is wrong, too large, or refers to what is not there.
+
+    spaces: a pattern of the whitespace that may stand between tokens of JSON; None: none.
+    """
+    check_bounds(schema)
+    written = plain(schema)
+    draft = draft_of(written)
+    validators = Validators.of(written, registry, assert_formats)
+    options = COMPACT if spaces is None else {"whitespace_flexible": True, "whitespace_pattern": spaces}
+    bundled = _canonical(written, registry, assert_formats)
+    entries_of = _Entries(written)
+    if bundled is not None and bundled.satisfiability() == jsonschema_rs.canonical.Satisfiability.NO:
+        return Compiled("", Report("schema", entries_of({}), draft, "", unsatisfiable=True), validators)
+    order = name_order(written)
+    failures: list[str] = []
+    for route, lowered in _routes(written, bundled, order, draft in OLD_DRAFTS):
+        try:
+            grammar = _grammar(lowered.schema, options)
+            Matcher(byte_vocabulary(), grammar)
+        except GrammarError as error:
+            failures.append(f"{route}: {error.message}")
+            if "Unsatisfiable schema" in error.message and route != "normal form, narrowed":
+                return Compiled("", Report("schema", entries_of({}), draft, route, unsatisfiable=True), validators)
+            continue
+        dropped = {name: why for key, why in lowered.dropped.items() for name in DROPPED_AS.get(key, (key,))}
+        if route != "as written" and dropped:
+            dropped = _spread(dropped)
+        entries = entries_of(dropped)
+        validators.watch([entry for entry in entries if entry.status == "post-validated"])
+        warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
+        return Compiled(grammar, Report("schema", entries, draft, route, warnings=warnings), validators)
+    raise GrammarError("No grammar could be made of this schema. " + " ".join(failures[-2:]), param="schema")
+
+
+def _routes(written: Any, bundled: Any, order: Mapping[str, int], old: bool) -> Iterator[tuple[str, Lowered]]:
+    """Candidates for the mask, best first; computed one by one."""
+    as_written = lower(written, order=order, old=old)
+    if not as_written.dropped:
+        yield "as written", as_written
+    normal = bundled.to_json_schema() if bundled is not None else None
+    if normal is not None:
+        loose: frozenset[str] = frozenset()
+        for more in ((), LOOSE, GIVE_UP):
+            loose |= frozenset(more)
+            yield "normal form", lower(normal, order=order, also_drop=loose)
+    everything: frozenset[str] = frozenset()
+    for more in ((), LOOSE, GIVE_UP):
+        everything |= frozenset(more)
+        yield "relaxed", lower(written, order=order, also_drop=everything, old=old)
+    whole = Lowered(_type_only(written))
+    for keyword in _keywords(written):
+        whole.drop(keyword, "this schema has no mask of its own: any JSON of its type, checked as it grows")
+    yield "any JSON", whole
+
+
+def _type_only(schema: Any) -> Any:
+    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    return {"type": kind} if kind is not None else {}
+
+
+def _spread(dropped: dict[str, str]) -> dict[str, str]:
+    """In normal form a keyword may have become another: what could stand behind a dropped one is checked as well."""
+    kin = {
+        "not": ("not", "oneOf", "if", "then", "else", "unevaluatedProperties", "unevaluatedItems", "dependentSchemas"),
+        "contains": ("contains", "minContains", "maxContains", "unevaluatedItems", "not", "if"),
+        "propertyNames": ("propertyNames", "unevaluatedProperties", "additionalProperties", "not", "if", "then"),
+        "patternProperties": ("patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames"),
+        "oneOf": ("oneOf", "if", "not"),
+        "allOf": ("allOf",),
+        "uniqueItems": ("uniqueItems", "enum"),
+    }
+    return {name: why for key, why in dropped.items() for name in (key, *kin.get(key, ()))}
+
+
+def _grammar(schema: Any, options: Mapping[str, Any]) -> str:
+    if schema is False:
+        raise GrammarError("Unsatisfiable schema: false")
+    return str(LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=dict(options)))  # type: ignore[arg-type]
+
+
+def _canonical(schema: Any, registry: Mapping[str, Any] | None, assert_formats: bool) -> Any:
+    """The normal form, or None where the library has none."""
+    try:
+        made = jsonschema_rs.canonicalize(
+            schema, registry=Validators.registry(registry), validate_formats=assert_formats, offline=True
+        )
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
+        return None
+    return None if made.kind == jsonschema_rs.canonical.CanonicalKind.RAW else made
+
+
+def _keywords(schema: Any) -> set[str]:
+    return {keyword for _, keyword, _ in _walk(schema, "#")}
+
+
+class _Entries:
+    """The report's lines for one schema."""
+
+    def __init__(self, written: Any) -> None:
+        self.walked = list(_walk(written, "#"))
+
+    def __call__(self, dropped: Mapping[str, str]) -> tuple[Entry, ...]:
+        return tuple(self._entry(path, keyword, value, dropped) for path, keyword, value in self.walked)
+
+    def _entry(self, path: str, keyword: str, value: Any, dropped: Mapping[str, str]) -> Entry:
+        status: Status = "enforced"
+        note = ""
+        if keyword in SILENT:
+            status = "annotation"
+        elif keyword == "format" and not formats.known(value):
+            status, note = "annotation", f"no rule is known for `{value}`"
+        elif keyword not in KNOWN:
+            status, note = "annotation", "no keyword of JSON Schema"
+        elif keyword in dropped:
+            status, note = "post-validated", dropped[keyword]
+        return Entry(path, keyword, status, note)
+
+
+KNOWN = frozenset(
+    [
+        "type",
+        "enum",
+        "const",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "required",
+        "minProperties",
+        "maxProperties",
+        "propertyNames",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "unevaluatedProperties",
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "unevaluatedItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "$ref",
+        "$dynamicRef",
+        "$recursiveRef",
+    ]
+)
+
+
+def _walk(schema: Any, path: str) -> Iterator[tuple[str, str, Any]]:
+    """(path of the schema, keyword, value) for every keyword of every subschema."""
+    if not isinstance(schema, Mapping):
+        return
+    for keyword, value in schema.items():
+        if keyword not in _DEFINING or keyword == "$ref":
+            yield path, keyword, value
+        below = f"{path}/{escape(keyword)}"
+        if keyword in _MAPS and isinstance(value, Mapping):
+            for name, item in value.items():
+                yield from _walk(item, f"{below}/{escape(name)}")
+        elif keyword in _LISTS and isinstance(value, list):
+            for place, item in enumerate(value):
+                yield from _walk(item, f"{below}/{place}")
+        elif keyword in _ONE:
+            yield from _walk(value, below)
