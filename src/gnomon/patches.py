@@ -40,6 +40,7 @@ PATCHES = Capability(
     options="gnomon.patches:PatchOptions",
     inline=True,
     weights_stage="gnomon.patches:chosen",
+    routes="gnomon.serve.patches:router",
 )
 
 

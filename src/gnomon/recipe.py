@@ -37,6 +37,7 @@ class ServeOptions(BaseModel):
     auth: Annotated[bool, Field(description="false allows a public bind without a key.")] = True
     embeddings: Annotated[str | None, Field(description="Another model reference to serve for /v1/embeddings.")] = None
     served_name: Annotated[str | None, Field(description="The model's name in requests; default: its own.")] = None
+    patches: Annotated[list[str], Field(description="NAME=FILE: patches that requests may name; off by default.")] = []
     allowed_hosts: Annotated[list[str], Field(description="Host headers to accept besides the bound address.")] = []
     cors_origins: Annotated[list[str], Field(description="Origins that browsers may call from; none by default.")] = []
     max_body_bytes: Annotated[int, Field(gt=0, description="Largest request body.")] = 4 << 20
@@ -170,6 +171,8 @@ def resolve(ref: str | Path) -> Resolved | None:
         Registry.installed().parse({}, Origin.RECIPE, options)
     except UsageError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint, param=error.param) from None
+    if "patches" in options:
+        options["patches"] = [_relative_model(entry, path.parent) for entry in options["patches"]]
     if recipe.chat_template is not None:
         options["chat_template"] = read_template(path.parent / recipe.chat_template)
     return Resolved(_relative_model(recipe.model, path.parent), options)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("gnomon.cli.show", "What a model reference is: network, tensors, identity, licence."),
     "rm": ("gnomon.cli.rm", "Remove a fetched model."),
     "ps": ("gnomon.cli.ps", "What a running server serves."),
+    "patch": ("gnomon.cli.patch", "Patches: create, show, combine, apply and revert changes of weights."),
     "runs": ("gnomon.cli.runs", "The ledger of what was generated: list, show, remove."),
     "replay": ("gnomon.cli.replay", "Generate a run of the ledger again and compare it bit for bit."),
     "config": ("gnomon.cli.config", "Settings: where they come from, and the recipe's schema."),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from gnomon.cli import common
+from gnomon.errors import UsageError
+
+if TYPE_CHECKING:
+    from gnomon.model import Model
 
 KEYS = (
     "host",
@@ -27,7 +32,8 @@ def _run(ref: str | None, **values: Any) -> None:
     more |= {f"engine.{key}": values.get(key) for key in common.ENGINE_KEYS}
     if values["no_auth"]:
         more["serve.auth"] = False
-    for flag, key in (("allowed_host", "serve.allowed_hosts"), ("cors_origin", "serve.cors_origins")):
+    repeated = {"allowed_host": "allowed_hosts", "cors_origin": "cors_origins", "patch": "patches"}
+    for flag, key in ((flag, f"serve.{key}") for flag, key in repeated.items()):
         more[key] = values[flag] or None
     settings = common.merged_settings(ref, values, **more)
     options = settings.recipe.serve
@@ -36,6 +42,7 @@ def _run(ref: str | None, **values: Any) -> None:
 
     listener = bind(options)  # before the model is loaded: a port in use is known at once
     model = common.open_model(settings)
+    load_patches(model, options.patches)
     models = {options.served_name or model.name: model}
     if options.embeddings:
         embedder = common.open_model(settings, options.embeddings)
@@ -55,6 +62,15 @@ def _run(ref: str | None, **values: Any) -> None:
     run(app, listener, options, ready)
 
 
+def load_patches(model: Model, entries: Sequence[str]) -> None:
+    """Load every NAME=FILE. Raises UsageError for another form, and what a patch that does not fit raises."""
+    for entry in entries:
+        name, given, file = entry.partition("=")
+        if not given or not file:
+            raise UsageError(f"`{entry}` is not NAME=FILE.", param="serve.patches")
+        model.patches.add(name, file)
+
+
 app = common.command(
     _run,
     [
@@ -66,6 +82,7 @@ app = common.command(
         common.option("no_auth", bool, "Allow a public bind without a key.", default=False),
         common.option("served_name", str | None, "The model's name in requests."),
         common.option("embeddings", str | None, "Another model, for /v1/embeddings (e.g. minilm-l6-v2)."),
+        common.option("patch", list[str] | None, "NAME=FILE: a patch that requests may name (docs/patch.md)."),
         common.option("allowed_host", list[str] | None, "A Host header to accept besides the bound address."),
         common.option("cors_origin", list[str] | None, "A web origin that may call from browsers."),
         common.option("max_body_bytes", int | None, "Largest request body."),

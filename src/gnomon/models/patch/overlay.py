@@ -5,7 +5,7 @@ Nothing is written, so taking the patch off again is exact. GGUF blocks under a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gnomon.errors import PatchError, WrongBase
@@ -50,6 +50,9 @@ class PatchedCheckpoint(Checkpoint):
         if name not in self.patch.deltas:
             return weight
         return (weight.float() + self.patch.deltas[name].full()).to(weight.dtype)
+
+    def reader(self, name: str) -> Callable[[int, int], Tensor]:
+        return super().reader(name) if name in self.patch.deltas else self.base.reader(name)
 
     @property
     def has_blocks(self) -> bool:
