@@ -1,15 +1,20 @@
-"""`gnomon guard`: scan a text, list the rules, test a policy."""
+"""`gnomon guard`: scan texts, list rules and scanners, test and explain policies, train heads, guard another server."""
 
 from __future__ import annotations
 
+import csv
+import json as json_module
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import typer
+import yaml
 
 from gnomon.cli.common import print_json, print_table
-from gnomon.errors import Blocked, UsageError
-from gnomon.guard.guard import Guard
+from gnomon.errors import Blocked, GnomonError, UsageError
+from gnomon.guard.guard import Guard, rules_of
 from gnomon.guard.rules import pack, pack_names
 
 app = typer.Typer(
@@ -18,40 +23,53 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Check text: secrets, personal data, words, patterns. The same rules guard a stream (--guard, `guard:`).",
 )
+rules_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Rule files.")
+app.add_typer(rules_app, name="rules")
 POLICY = typer.Option("", "--policy", "-p", help="A policy file, or names: secrets,pii. Default: secrets and pii.")
 DIRECTION = typer.Option("output", "--direction", help="Which checks of the policy: input or output.")
 JSON = typer.Option(False, "--json", help="As JSON.")
+FILE = typer.Argument("-", help="A file, or - for standard input.")
 
 
 def _guard(policy: str) -> Guard:
-    return Guard(policy or None)
+    return Guard(Path(policy) if policy.endswith((".yaml", ".yml", ".json")) else policy or None)
+
+
+def _read(file: str) -> bytes:
+    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+
+
+def _direction(name: str) -> Any:
+    if name not in ("input", "output"):
+        raise UsageError(f"--direction is input or output, not `{name}`.", param="direction")
+    return name
 
 
 @app.command()
 def ls(json: bool = JSON) -> None:
-    """The rule packs and their rules."""
+    """The rule packs with their rules, and the scanners; `unvalidated`: not measured on labelled data."""
+    from gnomon.guard.scanning import get, names
+
     rows = [
-        (name, rule.id, rule.entity, rule.help or rule.pattern[:60]) for name in pack_names() for rule in pack(name)
+        ("rule", f"{name}/{rule.id}", "exact", rule.help or rule.entity) for name in pack_names() for rule in pack(name)
     ]
+    rows += [("scanner", name, get(name).state, get(name).about) for name in names()]
     if json:
-        print_json([dict(zip(("pack", "rule", "entity", "about"), row, strict=True)) for row in rows])
+        print_json([dict(zip(("kind", "name", "state", "about"), row, strict=True)) for row in rows])
         return
-    print_table(("PACK", "RULE", "ENTITY", "ABOUT"), rows)
+    print_table(("KIND", "NAME", "STATE", "ABOUT"), rows)
 
 
 @app.command()
 def scan(
-    file: str = typer.Argument("-", help="A file, or - for standard input."),
+    file: str = FILE,
     policy: str = POLICY,
     direction: str = DIRECTION,
     fail: bool = typer.Option(False, "--fail", help="Exit with 3 when anything but flags was found."),
     json: bool = JSON,
 ) -> None:
     """Print the text with what was found replaced; findings go to standard error."""
-    if direction not in ("input", "output"):
-        raise UsageError(f"--direction is input or output, not `{direction}`.", param="direction")
-    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    result = _guard(policy).scan(raw, direction)  # type: ignore[arg-type]
+    result = _guard(policy).scan(_read(file), _direction(direction))
     if json:
         findings = [finding.as_dict() for finding in result.findings]
         print_json({"verdict": result.verdict, "risk": result.risk, "text": result.text, "findings": findings})
@@ -59,14 +77,56 @@ def scan(
         sys.stdout.write(result.text)
         for finding in result.findings:
             print(finding, file=sys.stderr)
-    if result.verdict == "block" or (fail and not result.valid):
+    if result.verdict in ("block", "guard_error") or (fail and not result.valid):
         raise Blocked(f"Verdict: {result.verdict}.")
 
 
 @app.command()
-def check(policy: str = typer.Argument("", help="A policy file, or names: secrets,pii."), json: bool = JSON) -> None:
-    """Compile a policy and show, per rule, what it does and how much text it may hold."""
-    rows = _guard(policy).table()
+def explain(file: str = FILE, policy: str = POLICY, direction: str = DIRECTION, json: bool = JSON) -> None:
+    """Why each finding was made: its place as line and column, its rule's pattern and check. Never the text itself."""
+    guard = _guard(policy)
+    text = _read(file).decode("utf-8", "replace")
+    rules: dict[str, Any] = {}
+    for check in getattr(guard.options, _direction(direction)):
+        try:
+            rules |= {check.name or rule.id: rule for rule in rules_of(check)}
+        except UsageError:
+            continue  # a scanner: it has no pattern
+    rows = []
+    for finding in guard.scan(text, direction).findings:  # type: ignore[arg-type]
+        before = text[: finding.start]
+        rule = rules.get(finding.rule)
+        rows.append(
+            {
+                **finding.as_dict(),
+                "line": before.count("\n") + 1,
+                "column": finding.start - (before.rfind("\n") + 1) + 1,
+                "pattern": rule.pattern if rule else "",
+                "check": str(rule.check) if rule and rule.check else "",
+                "about": rule.help if rule else "",
+            }
+        )
+    if json:
+        print_json(rows)
+        return
+    shown = [
+        (f"{r['line']}:{r['column']}", r["rule"], r["action"], r["score"], r["note"] or r["pattern"][:70]) for r in rows
+    ]
+    print_table(("PLACE", "RULE", "ACTION", "SCORE", "BECAUSE"), shown)
+
+
+@app.command()
+def check(
+    policy: str = typer.Argument("", help="A policy file, or names: secrets,pii."),
+    cases: str = typer.Option("", "--cases", help="A YAML list of {text, verdict, rules}: what the policy must say."),
+    json: bool = JSON,
+) -> None:
+    """Compile a policy and show, per rule, what it does and how much text it may hold; or run its table of cases."""
+    guard = _guard(policy)
+    if cases:
+        _run_cases(guard, Path(cases), json)
+        return
+    rows = guard.table()
     if json:
         print_json(rows)
         return
@@ -75,3 +135,147 @@ def check(policy: str = typer.Argument("", help="A policy file, or names: secret
         for r in rows
     ]
     print_table(("DIRECTION", "RULE", "ACTION", "VIEWS", "HOLDS", "ENDLESS"), shown)
+
+
+def _run_cases(guard: Guard, path: Path, json: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")) or []):
+        result = guard.scan(case["text"], case.get("direction", "output"))
+        rules = sorted({finding.rule for finding in result.findings})
+        ok = result.verdict == case.get("verdict", result.verdict) and rules == sorted(case.get("rules", rules))
+        rows.append({"case": number, "ok": ok, "verdict": result.verdict, "rules": rules})
+    if json:
+        print_json(rows)
+    else:
+        print_table(
+            ("CASE", "", "VERDICT", "RULES"),
+            [(r["case"], "ok" if r["ok"] else "WRONG", r["verdict"], ", ".join(r["rules"])) for r in rows],
+        )
+    if wrong := sum(not row["ok"] for row in rows):
+        raise GnomonError(f"{wrong} of {len(rows)} cases are not as {path} says.")
+
+
+@app.command()
+def replay(
+    file: str = typer.Argument("", help="JSON lines with `text`; without it the texts of the ledger."),
+    policy: str = POLICY,
+    direction: str = DIRECTION,
+    json: bool = JSON,
+) -> None:
+    """What a policy would have done with past texts: findings by rule, and per megabyte. Changes nothing."""
+    guard, texts = _guard(policy), []
+    if file:
+        texts = [str(json_module.loads(line)["text"]) for line in Path(file).read_text("utf-8").splitlines() if line]
+    else:
+        from gnomon.ledger import Ledger
+
+        texts = [run.text for run in Ledger().runs()]
+    verdicts: Counter[str] = Counter()
+    rules: Counter[tuple[str, str]] = Counter()
+    for text in texts:
+        result = guard.scan(text, _direction(direction))
+        verdicts[result.verdict] += 1
+        rules.update((finding.rule, finding.action) for finding in result.findings)
+    megabytes = sum(map(len, texts)) / 1e6
+    rows = [
+        {"rule": rule, "action": action, "findings": count, "per_megabyte": round(count / max(megabytes, 1e-9), 1)}
+        for (rule, action), count in rules.most_common()
+    ]
+    if json:
+        print_json({"texts": len(texts), "characters": sum(map(len, texts)), "verdicts": dict(verdicts), "rules": rows})
+        return
+    print_table(("RULE", "ACTION", "FINDINGS", "PER MB"), [tuple(row.values()) for row in rows])
+    print(
+        f"{len(texts)} texts, {sum(map(len, texts))} characters: " + ", ".join(f"{n} {v}" for v, n in verdicts.items())
+    )
+
+
+@rules_app.command("import")
+def import_rules(
+    file: str = typer.Argument(..., help="A gitleaks.toml."),
+    out: str = typer.Option("", "--out", "-o", help="Where to write the pack; default: standard output."),
+) -> None:
+    """Turn gitleaks' rules into a pack for `{use: rules, file: ...}`; remarks go to standard error."""
+    from gnomon.guard.importing import gitleaks
+
+    found = gitleaks(Path(file))
+    text = yaml.safe_dump(found.pack, sort_keys=False, allow_unicode=True, width=10_000)
+    if out:
+        part = Path(out + ".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(out)
+    else:
+        sys.stdout.write(text)
+    for rule, remark in found.remarks:
+        print(f"{rule}: {remark}", file=sys.stderr)
+    print(f"{len(found.pack['rules'])} rules taken, {len(found.remarks)} remarks", file=sys.stderr)
+
+
+@app.command("train-head")
+def train_head(
+    data: str = typer.Argument(..., help="CSV or JSON lines with a text and a label."),
+    out: str = typer.Option(..., "--out", "-o", help="The head to write (safetensors)."),
+    test: str = typer.Option("", "--test", help="Labelled text to measure on; default: every tenth text of DATA."),
+    text: str = typer.Option("text", "--text", help="Name of the text's column."),
+    label: str = typer.Option("label", "--label", help="Name of the label's column."),
+    model: str = typer.Option("minilm-l6-v2", "--model", "-m", help="The encoder."),
+    json: bool = JSON,
+) -> None:
+    """Train a classifier head on sentence vectors, and say honestly how it does on text it has not seen."""
+    from gnomon.guard.head import report, train
+    from gnomon.guard.scanners.embedding import vectors
+    from gnomon.progress import progress
+
+    rows = _labelled(Path(data), text, label)
+    held_out = _labelled(Path(test), text, label) if test else rows[::10]
+    rows = rows if test else [row for place, row in enumerate(rows) if place % 10]
+
+    def embedded(some: list[tuple[str, str]]) -> Any:
+        import numpy as np
+
+        parts = []
+        with progress("embedding", len(some)) as bar:
+            for at in range(0, len(some), 32):
+                parts.append(vectors([one for one, _ in some[at : at + 32]], model))
+                bar.advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    head = train(embedded(rows), [kind for _, kind in rows], model=model)
+    measured = report(head, embedded(held_out), [kind for _, kind in held_out]).as_dict()
+    record = {"trained_on": Path(data).name, "texts": len(rows), "measured_on": Path(test or data).name, **measured}
+    type(head)(head.weight_CK, head.bias_K, head.labels, head.model, record).write(Path(out))
+    if json:
+        print_json(record)
+        return
+    print_table(("", ""), [(key, value) for key, value in record.items() if key != "roc"])
+
+
+def _labelled(path: Path, text: str, label: str) -> list[tuple[str, str]]:
+    try:
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                rows: list[Any] = list(csv.DictReader(file))
+        else:
+            rows = [json_module.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [(str(row[text]), str(row[label])) for row in rows if str(row[text]).strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from None
+    except KeyError as error:
+        raise UsageError(f"{path} has no column {error}.", hint="Name it with --text or --label.") from None
+
+
+@app.command()
+def proxy(
+    upstream: str = typer.Option(..., "--upstream", help="The OpenAI-compatible server to guard."),
+    policy: str = POLICY,
+    host: str = typer.Option("127.0.0.1", "--host", help="Address to bind to."),
+    port: int = typer.Option(8001, "--port", help="Port to bind to."),
+) -> None:
+    """Guard any OpenAI-compatible server: point clients here instead of there."""
+    import uvicorn
+
+    from gnomon.serve.guard_proxy import create_proxy
+
+    application = create_proxy(upstream, _guard(policy))
+    print(f"guarding {upstream} at http://{host}:{port}/v1", file=sys.stderr)
+    uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gnomon.guard.finding import Finding, Result
     from gnomon.guard.guard import Guard
+    from gnomon.guard.head import Head
     from gnomon.guard.policy import GuardOptions
+    from gnomon.guard.rules import rule
+    from gnomon.guard.scanning import Judgement, get, scanner
     from gnomon.guard.session import Session
     from gnomon.guard.vault import Vault
 
@@ -25,8 +28,26 @@ _WHERE = {
     "Result": "finding",
     "Session": "session",
     "Vault": "vault",
+    "Judgement": "scanning",
+    "Head": "head",
+    "get": "scanning",
+    "rule": "rules",
+    "scanner": "scanning",
 }
-__all__ = ["Finding", "Guard", "GuardOptions", "Result", "Session", "Vault", "scan"]
+__all__ = [
+    "Finding",
+    "Guard",
+    "GuardOptions",
+    "Head",
+    "Judgement",
+    "Result",
+    "Session",
+    "Vault",
+    "get",
+    "rule",
+    "scan",
+    "scanner",
+]
 
 
 def scan(text: str | bytes, policy: Any = None) -> Result:

@@ -209,6 +209,7 @@ class Program:
         self._states: dict[tuple[Kernel, int], State] = {}
         self.generation = getattr(self, "generation", -1) + 1
         self._first: dict[tuple[int, tuple[int, ...]], State | None] = {}
+        self.first_after: list[Any] = [UNKNOWN] * (self.class_count + 1)  # per class of the character before; -1: none
         self.table: list[State] = []
 
     def mask_after(self, character_class: int) -> int:

@@ -23,11 +23,14 @@ from gnomon.guard.finding import Result
 from gnomon.guard.lane import Plan
 from gnomon.guard.policy import DEFAULT, Check, GuardOptions
 from gnomon.guard.rules import Rule, make_rule, pack, pack_names, read_rules, word_rule
+from gnomon.guard.scanning import get, names
 from gnomon.guard.session import Bound, Session, lanes
 from gnomon.guard.vault import Vault
+from gnomon.guard.watching import Watch, Watcher
 
 Direction = Literal["input", "output"]
 VERSION = 1
+RULE_KINDS = ("words", "regex", "rules")
 RISK = {"block": 1.0, "redact": 1.0, "replace": 1.0, "vault": 1.0, "flag": 0.5}
 
 
@@ -39,6 +42,7 @@ class Compiled:
     rules: list[Rule] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
 
 
 class Guard:
@@ -73,21 +77,23 @@ class Guard:
         """The guard of parsed options; compiled once for equal options."""
         return cls._of_json(options.model_dump_json())
 
-    def session(self, direction: Direction = "output", *, vault: Vault | None = None) -> Session:
-        """A new stream."""
+    def session(self, direction: Direction = "output", *, vault: Vault | None = None, prompt: str = "") -> Session:
+        """A new stream. prompt: what it answers, for scanners that compare."""
         one = self._compiled[direction]
         return Session(
             one.bounds,
-            lanes(one.plans),
+            [*lanes(one.plans), *(Watcher(watch, prompt) for watch in one.watches)],
             fingerprint=f"{self.fingerprint}/{direction}",
             vault=vault,
             shadow=self.options.shadow,
             message=self.options.on_block.message if direction == "output" else "",
         )
 
-    def scan(self, text: str | bytes, direction: Direction = "output", *, vault: Vault | None = None) -> Result:
+    def scan(
+        self, text: str | bytes, direction: Direction = "output", *, vault: Vault | None = None, prompt: str = ""
+    ) -> Result:
         """A whole text: the same as pushing it in any pieces."""
-        session = self.session(direction, vault=vault)
+        session = self.session(direction, vault=vault, prompt=prompt)
         out = session.push(text) + session.finish()
         findings = tuple(session.findings)
         risk = max((finding.score * RISK[finding.action] for finding in findings), default=0.0)
@@ -114,7 +120,20 @@ class Guard:
         """Per rule in use: direction, name, action, views, longest match, what happens to endless ones."""
         rows = []
         for direction, one in self._compiled.items():
-            for bound, rule, check in zip(one.bounds, one.rules, one.checks, strict=True):
+            for watch in one.watches:
+                rows.append(
+                    {
+                        "direction": direction,
+                        "rule": one.bounds[watch.number].name,
+                        "action": watch.action,
+                        "views": ["raw"],
+                        "min_chars": 1,
+                        "hold_chars": watch.stride * watch.debounce if watch.gate and watch.action != "flag" else 0,
+                        "bounded": True,
+                        "on_overflow": None,
+                    }
+                )
+            for bound, rule, check in zip(one.bounds, one.rules, one.checks, strict=False):
                 least, most = rule.width
                 overflow = check.on_overflow or self.options.default.on_overflow
                 rows.append(
@@ -161,7 +180,10 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
     one = Compiled()
     of_view: dict[str, list[int]] = {}
     for check in checks:
-        for rule in rules_of(check, folder):
+        _known_use(check.use)
+    scanners = [check for check in checks if check.use not in RULE_KINDS and check.use not in pack_names()]
+    for check in checks:
+        for rule in [] if check in scanners else rules_of(check, folder):
             number = len(one.rules)
             name = check.name or rule.id
             replacement = check.replacement if check.replacement is not None else f"[REDACTED:{name}]"
@@ -170,6 +192,8 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
             one.bounds.append(Bound(name, check.action, replacement, rule.entity))
             for view in check.views:
                 of_view.setdefault(view, []).append(number)
+    for check in scanners:
+        one.watches.append(_watch(check, options, one.bounds))
     for view, numbers in of_view.items():
         sources, overflow = [], {}
         for place, number in enumerate(numbers):
@@ -191,6 +215,39 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
     return one
 
 
+def _known_use(use: str) -> None:
+    """Raises ConfigError naming what exists."""
+    if use not in RULE_KINDS and use not in pack_names() and use not in names():
+        kinds = [*RULE_KINDS, *pack_names(), *names()]
+        raise ConfigError(f"No check `{use}`.", hint=f"There is: {', '.join(kinds)}.", param="use")
+
+
+def _watch(check: Check, options: GuardOptions, bounds: list[Bound]) -> Watch:
+    """A scanner's check; its rule and that of its failures are added to the bounds."""
+    if check.action in ("redact", "replace", "vault") and "action" in check.model_fields_set:
+        raise ConfigError(f"The scanner `{check.use}` judges whole passages: it can `block` or `flag`.", param="action")
+    action = "flag" if check.action == "flag" or options.shadow else "block"
+    scanner = get(check.use, threshold=check.threshold, **check.options)
+    fail = check.fail or options.default.fail
+    name = check.name or check.use
+    bounds.append(Bound(name, action, ""))
+    bounds.append(Bound("guard_error", "flag" if fail == "open" or action == "flag" else "block", ""))
+    return Watch(
+        scanner,
+        len(bounds) - 2,
+        len(bounds) - 1,
+        action,
+        scanner.threshold,
+        gate=check.mode == "gate",
+        stride=check.stride,
+        context=check.context,
+        debounce=check.debounce,
+        max_exposure=check.max_exposure_chars,
+        fail_open=fail == "open",
+        seconds=(check.timeout_ms or options.default.max_added_ms) / 1000,
+    )
+
+
 @lru_cache(maxsize=64)
 def _program(sources: tuple[Source, ...]) -> Program:
     return Program(sources)
@@ -209,14 +266,8 @@ def rules_of(check: Check, folder: Path = Path()) -> list[Rule]:
         if check.file is None:
             raise ConfigError("`rules` needs `file`.", param="file")
         found = read_rules(folder / check.file)
-    elif check.use in pack_names():
-        found = pack(check.use)
     else:
-        raise ConfigError(
-            f"No check `{check.use}`.",
-            hint=f"Rule packs: {', '.join(pack_names())}; `words`, `regex`, `rules`. See gnomon guard ls.",
-            param="use",
-        )
+        found = pack(check.use)
     named = {name for rule in found for name in (rule.id, rule.entity) if name}
     for name in [*(check.only or []), *check.leave_out]:
         if name not in named:

@@ -11,5 +11,6 @@ GUARD = Capability(
     stream_order=100,
     merge="gnomon.guard.policy:merged",
     commands="gnomon.cli.guard:app",
+    routes="gnomon.serve.guard:router",
     parse="gnomon.guard.policy:parse_text",
 )

@@ -54,6 +54,7 @@ class Matcher:
         program = self.program
         self.position = 0
         self.mask = program.begin_mask
+        self.last_class = -1  # of the last character; -1: there was none
         self.context: State | None = program.context_start() if program.contexts else None
         self.threads: dict[State, int] = {}
         self.ends: dict[int, dict[int, int]] = {}  # start -> rule -> where its longest match so far ends
@@ -68,10 +69,70 @@ class Matcher:
 
     def feed(self, text: str) -> None:
         """More text. After a stop nothing more is looked at."""
-        for character_class in self.program.classify(text):
-            if self.stopped is not None:
-                return
-            self._advance(character_class)
+        classes = self.program.classify(text)
+        place = 0
+        while place < len(classes) and self.stopped is None:
+            place = self._run(classes, place)
+            if place < len(classes) and self.stopped is None:
+                self._advance(classes[place])
+                place += 1
+
+    def _run(self, classes: bytes, place: int) -> int:
+        """The common case, as fast as Python does it: every step is known, and nothing matches, begins in a context or
+        outgrows max_hold. Returns where that ends; `_advance` does one step of any kind."""
+        if self.runs:
+            return place
+        program = self.program
+        first_after, context, threads, mask = program.first_after, self.context, self.threads, self.mask
+        last = place - 1
+        offset = self.position - place
+        limit = len(classes)
+        before = self.last_class
+        while place < limit:
+            c = classes[place]
+            if context is not None:
+                following = context.next[c]
+                if following is UNKNOWN or c in context.accepts:
+                    break
+            first = first_after[before]
+            if first is UNKNOWN:
+                break
+            moved: dict[State, int] = {}
+            known = True
+            for state, start in threads.items():
+                after = state.next[c]
+                if after is None and c not in state.accepts:
+                    continue
+                if after is UNKNOWN or c in state.accepts or after.urgent:
+                    known = False
+                    break
+                if after not in moved:
+                    moved[after] = start
+                elif start in self.ends:
+                    known = False
+                    break
+            if not known:
+                break
+            if first is not None and first not in threads:
+                after = first.next[c]
+                if after is not None or c in first.accepts:
+                    if after is UNKNOWN or c in first.accepts or after.urgent:
+                        break
+                    if after not in moved:
+                        moved[after] = place + offset
+            if moved and place + offset + 1 - next(iter(moved.values())) >= self.max_hold:
+                break
+            threads = moved
+            if context is not None:
+                context = following
+            before = last = c
+            place += 1
+        if place + offset > self.position:
+            self.context, self.threads, self.position = context, threads, place + offset
+            self.mask, self.last_class = program.mask_after(last), last
+        else:
+            self.mask = mask
+        return place
 
     def finish(self) -> None:
         """No more text comes: what could still have become a match will not."""
@@ -95,7 +156,10 @@ class Matcher:
                 following = program.step(self.context, c)
             begun = self.context.accepts.get(c, ())
             self.context = following
-        if (first := program.match_start(self.mask, begun)) is not None and first not in self.threads:
+        first = program.match_start(self.mask, begun)
+        if not begun:
+            program.first_after[self.last_class] = first
+        if first is not None and first not in self.threads:
             self.threads[first] = at
         moved: dict[State, int] = {}
         urgent: list[tuple[State, int]] = []
@@ -116,7 +180,7 @@ class Matcher:
                 urgent.append((following, start))
         self.threads = moved
         self.position = at + 1
-        self.mask = program.mask_after(c)
+        self.mask, self.last_class = program.mask_after(c), c
         if self.runs:
             self._advance_runs(c)
         if self.stopped is None and urgent:
@@ -231,6 +295,7 @@ class Matcher:
         return {
             "position": self.position,
             "mask": self.mask,
+            "last_class": self.last_class,
             "context": plain(self.context),
             "threads": [[plain(state), start] for state, start in self.threads.items()],
             "ends": [[start, rule, end] for start, rules in self.ends.items() for rule, end in rules.items()],
@@ -249,6 +314,7 @@ class Matcher:
             return None if plain is None else self.program.state(frozenset(plain[0]), plain[1])
 
         self.position, self.mask, self.finished = saved["position"], saved["mask"], saved["finished"]
+        self.last_class = saved["last_class"]
         self.context = made(saved["context"])
         self.threads = {made(plain): start for plain, start in saved["threads"]}
         self.ends = {}

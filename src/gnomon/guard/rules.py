@@ -6,7 +6,7 @@ on, what stands after it is reduced to the characters it may begin with. Knows n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,11 @@ import yaml
 
 from gnomon.errors import ConfigError
 from gnomon.guard import charset as cs
-from gnomon.guard.checks import Check, make_check
+from gnomon.guard.checks import make_check
 from gnomon.guard.regex import Cat, Chars, Group, Look, Node, PatternError, first_chars, literal, parse, widths
 
 PACKS = Path(__file__).parent / "packs"
+Checked = Callable[[str], bool]
 RULE_KEYS = ("id", "regex", "words", "help", "entropy", "digits", "check", "stopwords", "example", "entity", "match")
 ASSIGNED = (
     r"(?:{name})[\w.\[\] \t-]{{0,32}}?[\"'`]?[ \t]{{0,4}}(?:=>|\?=|:{{0,3}}=|:|>|,|\|\|)"
@@ -35,7 +36,7 @@ class Rule:
     id: str
     secret: Node
     before: Node | None = None
-    check: Check | None = None
+    check: Checked | None = None
     help: str = ""
     entity: str = ""
     pattern: str = ""
@@ -116,9 +117,29 @@ def _letters() -> cs.CharSet:
     return cs.charset((code, code) for code in range(0x10000) if chr(code).isalnum() or code == 95)
 
 
-@cache
+_own: dict[str, Rule] = {}
+
+
+def rule(id: str, pattern: str, *, help: str = "", entity: str = "") -> Callable[[Checked], Checked]:
+    """Register a rule of one's own: what `pattern` finds counts when the decorated function of the text says so.
+
+    Its name can be used in a policy like a pack's.
+    """
+
+    def register(check: Checked) -> Checked:
+        _own[id] = make_rule(id, pattern, check=check, help=help, entity=entity)
+        return check
+
+    return register
+
+
 def pack(name: str) -> tuple[Rule, ...]:
-    """A built-in pack of rules, compiled. Raises ConfigError naming the packs there are."""
+    """The rules of a name: one registered by `@rule`, or a built-in pack. Raises ConfigError naming what there is."""
+    return (_own[name],) if name in _own else _pack(name)
+
+
+@cache
+def _pack(name: str) -> tuple[Rule, ...]:
     path = PACKS / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"No rule pack `{name}`.", hint=f"Built in: {', '.join(pack_names())}.", param="rules")
@@ -126,7 +147,7 @@ def pack(name: str) -> tuple[Rule, ...]:
 
 
 def pack_names() -> list[str]:
-    return sorted(path.stem for path in PACKS.glob("*.yaml"))
+    return sorted([*(path.stem for path in PACKS.glob("*.yaml")), *_own])
 
 
 def read_rules(path: Path) -> tuple[Rule, ...]:

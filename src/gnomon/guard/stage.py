@@ -6,10 +6,13 @@ prompt) lies in the context's memory. Knows nothing of tokens or HTTP.
 
 from __future__ import annotations
 
+import time
+
 from gnomon.capability import Released, StageContext
 from gnomon.errors import Blocked
 from gnomon.guard.finding import Finding
 from gnomon.guard.guard import Guard
+from gnomon.guard.meter import METER
 from gnomon.guard.policy import GuardOptions
 from gnomon.guard.vault import Restorer, Vault
 
@@ -25,6 +28,7 @@ class PromptGuard:
 
     def check(self, text: str) -> str:
         self.vault.reserve(text)
+        self.memory["guard.prompt"] = text
         if self.guard.has_input:
             result = self.guard.scan(text, "input", vault=self.vault)
             self.findings += result.findings
@@ -42,13 +46,15 @@ class AnswerGuard:
 
     def __init__(self, guard: Guard, context: StageContext) -> None:
         vault = context.memory.get("guard.vault")
-        self.session = guard.session()
+        self.session = guard.session(prompt=context.memory.get("guard.prompt", ""))
         self.restorer = Restorer(vault) if vault is not None and len(vault) else None
         self.settled = 0
         self.prompt_findings: list[Finding] = list(context.memory.get("guard.findings", ()))
 
     def push(self, text: str) -> Released:
+        begun = time.perf_counter()
         step = self.session.step(text)
+        METER.piece(self.session.held, time.perf_counter() - begun)
         return self._released(step.text, step.settled, step.hidden, step.findings, step.cut)
 
     def finish(self) -> Released:
@@ -70,6 +76,8 @@ class AnswerGuard:
         more, self.settled = max(settled - self.settled, 0), max(settled, self.settled)
         told = [{**finding.as_dict(), "where": "input"} for finding in self.prompt_findings]
         told += [finding.as_dict() for finding in findings]
+        for finding in (*self.prompt_findings, *findings):
+            METER.found(finding.rule, finding.action)
         self.prompt_findings = []
         return Released(text, more, cut, "content_filter", tuple(told), hidden)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gnomon.generation import Chunk
@@ -84,4 +84,30 @@ class _EngineCollector(Collector):
             accepted.add_metric([name], stats.accepted_tokens)
             replays.add_metric([name], stats.sentinel_replays)
             alarms.add_metric([name], stats.sentinel_mismatches)
-        return [running, waiting, usage, hits, preempted, drafted, accepted, replays, alarms]
+        guard = list(_guard_metrics())
+        return [*guard, running, waiting, usage, hits, preempted, drafted, accepted, replays, alarms]
+
+
+def _guard_metrics() -> Iterable[Metric]:
+    """The guard's counters, which belong to the process."""
+    from gnomon.guard.meter import HELD_BUCKETS, METER, SECONDS_BUCKETS
+
+    held = HistogramMetricFamily("gnomon:guard_hold_chars", "Characters held after a piece")
+    seconds = HistogramMetricFamily("gnomon:guard_added_seconds", "Seconds that guarding a piece took")
+    for family, counts, buckets, name in (
+        (held, METER.held, HELD_BUCKETS, "held"),
+        (seconds, METER.seconds, SECONDS_BUCKETS, "seconds"),
+    ):
+        total, rows = 0, []
+        for limit in (*buckets, float("inf")):
+            total += counts[limit]
+            rows.append(("+Inf" if limit == float("inf") else str(float(limit)), total))
+        family.add_metric([], rows, METER.sums[name])
+        yield family
+    findings = CounterMetricFamily("gnomon:guard_findings", "Findings", labels=["rule", "action"])
+    for (rule, action), count in METER.findings.items():
+        findings.add_metric([rule, action], count)
+    yield findings
+    aborts = CounterMetricFamily("gnomon:guard_aborts", "Answers ended by a block")
+    aborts.add_metric([], METER.aborts)
+    yield aborts

@@ -1,0 +1,130 @@
+"""Scanners: functions that judge a whole text with a score between 0 and 1. One file each, registered by `@scanner`.
+
+    @scanner("shouting", about="Mostly capitals.")
+    def shouting(text: str, *, prompt: str = "") -> Judgement:
+        return Judgement(sum(c.isupper() for c in text) / max(len(text), 1))
+
+`get("shouting").scan(text)` gives (sanitized text, valid, risk), as llm-guard's scanners do. What has not been measured
+on labelled data is marked `unvalidated`. Third parties register under the entry-point group `gnomon.scanners`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from gnomon.capability import nearest
+from gnomon.errors import ConfigError
+
+GROUP = "gnomon.scanners"
+State = Literal["exact", "measured", "unvalidated"]
+Judge = Callable[..., "Judgement"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """score: 0 clean to 1 certain. note: why, without the text. text: the text put right, where a scanner can."""
+
+    score: float
+    note: str = ""
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A judge with its settings. A text is invalid from `threshold` on."""
+
+    name: str
+    judge: Judge
+    about: str
+    directions: tuple[str, ...] = ("input", "output")
+    threshold: float = 0.5
+    state: State = "unvalidated"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, text: str, prompt: str = "") -> Judgement:
+        return self.judge(text, prompt=prompt, **self.options)
+
+    def scan(self, prompt: str, output: str | None = None) -> tuple[str, bool, float]:
+        """llm-guard's shape: of an input the prompt, of an output both -> (sanitized, valid, risk -1..1)."""
+        text = prompt if output is None else output
+        if not text.strip():
+            return text, True, -1.0
+        found = self(text, "" if output is None else prompt)
+        shown = text if found.text is None else found.text
+        return shown, found.score < self.threshold, risk(found.score, self.threshold)
+
+
+def risk(score: float, threshold: float) -> float:
+    """llm-guard's risk: -1 for nothing, 0 at the threshold, 1 for certain."""
+    if score <= 0:
+        return -1.0
+    span = (1 - threshold) if score > threshold else threshold
+    return max(-1.0, min(1.0, round((score - threshold) / span, 1))) if span else 1.0
+
+
+_known: dict[str, Scanner] = {}
+
+
+def scanner(
+    name: str,
+    *,
+    about: str,
+    directions: tuple[str, ...] = ("input", "output"),
+    threshold: float = 0.5,
+    state: State = "unvalidated",
+) -> Callable[[Judge], Judge]:
+    """Register a judge under a name. It is called as judge(text, prompt=..., **options)."""
+
+    def register(judge: Judge) -> Judge:
+        _known[name] = Scanner(name, judge, about, directions, threshold, state)
+        return judge
+
+    return register
+
+
+@cache
+def _load() -> None:
+    from gnomon.guard import scanners
+
+    for module in pkgutil.iter_modules(scanners.__path__):
+        importlib.import_module(f"{scanners.__name__}.{module.name}")
+    for point in entry_points(group=GROUP):
+        point.load()
+
+
+def names() -> list[str]:
+    _load()
+    return sorted(_known)
+
+
+def get(name: str, *, threshold: float | None = None, **options: Any) -> Scanner:
+    """A scanner by name with its settings; a rule pack is one too. Raises ConfigError naming the nearest."""
+    from gnomon.guard.rules import pack_names
+
+    _load()
+    if name in pack_names():
+        return Scanner(name, _by_rules(name, options), "Rules.", threshold=0.5, state="exact")
+    if name not in _known:
+        raise ConfigError(f"No scanner `{name}`.", hint=nearest(name, _known), param="use")
+    found = _known[name]
+    return replace(found, options=options, threshold=found.threshold if threshold is None else threshold)
+
+
+def _by_rules(name: str, options: Mapping[str, Any]) -> Judge:
+    """A rule pack as a judge: certain when a rule matches, with the text as the rules leave it."""
+    from gnomon.guard.guard import Guard
+
+    guard = Guard({"output": [{"use": name, **options}]})
+
+    def judge(text: str, *, prompt: str = "") -> Judgement:
+        result = guard.scan(text)
+        rules = ", ".join(sorted({finding.rule for finding in result.findings}))
+        return Judgement(float(bool(result.findings)), rules, result.text if result.findings else None)
+
+    return judge
