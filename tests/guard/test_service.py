@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,7 +106,7 @@ def proxied(url: str) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
-        pass
+        time.sleep(0.01)
     yield address(listener)
     server.should_exit = True
     thread.join(10)
@@ -222,6 +223,5 @@ def test_a_hundred_streams_with_crashes_timeouts_and_disconnects_leak_nothing_an
             assert shown == f"{head} It plain here. Number {number:03} ends." and reason == "stop"
         elif number % 4 in (1, 2):
             assert reason == "content_filter" and "Number" not in shown
-    while said.worker.stats().running:
-        pass
-    assert said.worker.stats().waiting == 0
+    while said.worker.stats().running or said.worker.stats().waiting:  # those that left are cancelled shortly
+        time.sleep(0.05)
