@@ -69,13 +69,14 @@ def shannon(text: str) -> float:
 
 
 def ip(text: str) -> bool:
+    """An IPv4 or IPv6 address, with or without a prefix length, that can be somebody's."""
     import ipaddress
 
     try:
-        ipaddress.ip_interface(text.partition("%")[0])
+        address = ipaddress.ip_interface(text.partition("%")[0])
     except ValueError:
         return False
-    return True
+    return not (address.ip.is_loopback or address.ip.is_unspecified)  # these are nobody's
 
 
 def phone(text: str) -> bool:
