@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gnomon.ensemble import Ensemble
 from gnomon.errors import FetchError
 from gnomon.loading import load
 from gnomon.model import Model
-from helpers.tiny import write_tiny_model
+from helpers.tiny import tiny_pieces_tokenizer, write_tiny_model
 
 
 def need(condition: bool, reason: str, switch: str) -> None:
@@ -41,6 +42,20 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_dir: Path) -> Iterator[Model]:
     with load(tiny_dir, threads=1, max_sequences=16) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def duo_dirs(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of different networks and vocabularies."""
+    other = tmp_path_factory.mktemp("models") / "tiny-gemma"
+    return [tiny_dir, write_tiny_model(other, "gemma3", seed=1, tokenizer=tiny_pieces_tokenizer())]
+
+
+@pytest.fixture(scope="session")
+def duo(duo_dirs: list[Path]) -> Iterator[Model]:
+    """An ensemble of both."""
+    with Ensemble(duo_dirs, threads=1, max_sequences=16) as model:
         yield model
 
 

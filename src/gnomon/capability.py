@@ -151,6 +151,18 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Resolved:
+    """What a resolver makes of a reference: a model and option defaults, or a way to open the model itself.
+
+    open: given loading.LoadSettings, returns a running Model.
+    """
+
+    model: Any
+    defaults: Mapping[str, Any]
+    open: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
 class Capability:
     """One word, and how it joins. Strings of the form "package.module:attribute" are imported when first used.
 
@@ -158,7 +170,7 @@ class Capability:
     logits_stage / stream_stage: `build(options, context)` -> stage or None. weights_stage: `chosen(options, context)`
     -> names of loaded patches that run beside the weights of this request. parse: `parse(text)` -> options mapping for
     a command-line string that is neither JSON nor @file. flags: further ways to say the options on the command line.
-    conflicts: (other capability, why the pair is refused).
+    runner: the kind of Model that the options need. conflicts: (other capability, why the pair is refused).
     prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
     merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
     """

@@ -14,6 +14,7 @@ class TokenLogprob:
     """One token with its log-probability (before penalties, bias, masks and temperature) and the best alternatives.
 
     text: the token for display; bytes: its exact bytes; logprob is None for the first token of a prompt.
+    trace: what the runner says of it, by capability (an ensemble: its members' votes).
     """
 
     token_id: int
@@ -21,15 +22,20 @@ class TokenLogprob:
     bytes: bytes
     logprob: float | None
     top: tuple[TokenLogprob, ...] = ()
+    trace: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens in and out. cached_tokens: how many prompt tokens came from the prefix cache."""
+    """Tokens in and out. cached_tokens: how many prompt tokens came from the prefix cache.
+
+    details: what a runner adds, by capability (an ensemble: its members' forward passes).
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total_tokens(self) -> int:

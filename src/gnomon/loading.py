@@ -7,11 +7,12 @@ numeric profile and engine follow.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnomon.arch.network import Network, build_network
-from gnomon.capability import Registry, load_attribute
+from gnomon.capability import Registry, Resolved, load_attribute
 from gnomon.engine.drafting import PromptLookup
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineWorker
@@ -33,6 +34,24 @@ SENTINEL_EVERY = 500
 """One request in so many is decoded twice and compared."""
 SPECULATION = {"lookup": PromptLookup, "off": None}
 PROFILES = ("fp32", "bf16", "int8", "gguf")
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """What `load` was asked, handed on to a resolver that opens its model itself."""
+
+    profile: str | None = None
+    dtype: Any = None
+    threads: int | None = None
+    chat_template: str | None = None
+    defaults: Mapping[str, Any] | None = None
+    kv_memory: int | None = None
+    max_sequences: int = 64
+    token_budget: int = 256
+    max_context: int | None = None
+    ledger: bool | None = None
+
+
 ENCODERS = ("BertModel", "BertForMaskedLM", "RobertaModel", "XLMRobertaModel")
 
 
@@ -67,7 +86,23 @@ def load(
     if device not in (None, "cpu"):
         raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
     chosen = _profile_name(profile, dtype)
-    source, own_defaults = (ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
+    found = Resolved(ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
+    if found.open is not None:  # an ensemble: several models, opened by its own room
+        settings = LoadSettings(
+            profile,
+            dtype,
+            threads,
+            chat_template,
+            {**found.defaults, **(defaults or {})},
+            kv_memory,
+            max_sequences,
+            token_budget,
+            max_context,
+            ledger,
+        )
+        opened: Model = found.open(settings)
+        return opened
+    source, own_defaults = found.model, dict(found.defaults)
     checkpoint = open_checkpoint(source) if isinstance(source, str | Path) else source
     merged = {**own_defaults, **(defaults or {})}
     template = chat_template if chat_template is not None else merged.pop("chat_template", None)
@@ -169,11 +204,14 @@ def _spelling(dtype: Any) -> str:
 
 def open_reference(ref: str | Path, *, fetch: bool = True) -> Checkpoint:
     """Any reference as a checkpoint, recipes and merge files included (their option defaults left aside)."""
-    source, _ = _resolve(ref)
+    found = _resolve(ref)
+    if found.open is not None:
+        raise UsageError(f"`{ref}` is several models, not one checkpoint.", hint="Name one of its members.")
+    source: Checkpoint | str | Path = found.model
     return open_checkpoint(source, fetch=fetch) if isinstance(source, str | Path) else source
 
 
-def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
+def _resolve(ref: str | Path) -> Resolved:
     """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults.
 
     What a resolver gives may itself be a reference to resolve: a recipe's `model: merge.yaml`.
@@ -189,7 +227,9 @@ def _resolve(ref: str | Path) -> tuple[str | Path | Checkpoint, dict[str, Any]]:
         if found is None:
             break
         source, defaults = found.model, {**found.defaults, **defaults}
-    return source, defaults
+        if (opening := getattr(found, "open", None)) is not None:
+            return Resolved(source, defaults, opening)
+    return Resolved(source, defaults)
 
 
 def _resolve_once(ref: str | Path) -> Any:

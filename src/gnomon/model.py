@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 from gnomon.arch.network import Network
 from gnomon.capability import Origin, ParsedOptions, PromptStage, Registry, StageContext, TokenGate
 from gnomon.engine.certificate import Certificate, certified
-from gnomon.engine.request import SamplingParams
+from gnomon.engine.request import Request, SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
 from gnomon.errors import (
     ChatTemplateError,
@@ -31,6 +31,7 @@ from gnomon.errors import (
 )
 from gnomon.generation import Chunk, Generation, Run, Score
 from gnomon.kernels.profile import NumericProfile
+from gnomon.kernels.side import SidePath
 from gnomon.models.chat import ChatTemplate
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.identity import tensor_digest
@@ -215,6 +216,11 @@ class Model:
         return twin
 
     @property
+    def sides(self) -> tuple[SidePath, ...]:
+        """The patches that run beside this model's weights, as the engine's spans take them."""
+        return tuple(laid.side for laid in self._beside)
+
+    @property
     def unpatched(self) -> Model:
         """The model under `with_patches`; itself when there is nothing to take off."""
         return self._parent or self
@@ -382,10 +388,22 @@ class Model:
                     sides={laid.identity: laid.side for laid in beside},
                 )
             )
+        for request in requests:
+            self._prepare(request, parsed)
         submission.requests = [request.id for request in requests]
         for request in requests:
             worker.submit(request)
         return submission
+
+    def _prepare(self, request: Request, parsed: Mapping[str, Any]) -> None:
+        """The last word on a request before the engine gets it; a subclass tells its own runner more."""
+        for name in parsed:
+            if self.registry.capabilities[name].runner is not None:
+                raise UsageError(
+                    f"`{name}` is set, but `{self.name}` is a single model.",
+                    hint=f"Open one that has it: gnomon {name} --help",
+                    param=name,
+                )
 
     def _run(self, submission: Submission, ids: list[int], options: Mapping[str, Any], params: SamplingParams) -> Run:
         """What is known of a run before it begins."""

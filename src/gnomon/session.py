@@ -128,7 +128,7 @@ class TextSession:
             if released.cut is not None:
                 self._end_at(released)
         chunk = self._chunk(released, self._take(len(self.pending)))
-        usage = Usage(finished.prompt_tokens, self.reported_tokens, finished.cached_tokens)
+        usage = Usage(finished.prompt_tokens, self.reported_tokens, finished.cached_tokens, finished.details)
         outcome = None
         if self.gate is not None:
             outcome = self.gate.outcome(self.released + released.text, self.reported_tokens, cut=cut)
@@ -201,6 +201,10 @@ class TextSession:
         if released.text or tokens or released.findings:
             self.emit(self._chunk(released, tokens))
 
+    def _described(self, event: TokenEvent) -> TokenLogprob:
+        described = describe_token(self.tokenizer, event.token_id, event.logprob, event.top)
+        return replace(described, trace=event.trace) if event.trace else described
+
     def _chunk(self, released: Released, tokens: list[TokenEvent]) -> Chunk:
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         echo, self.echo = self.echo, ""
@@ -209,9 +213,7 @@ class TextSession:
             index=self.info.index,
             text=echo + released.text,
             token_ids=[event.token_id for event in tokens],
-            logprobs=[describe_token(self.tokenizer, e.token_id, e.logprob, e.top) for e in tokens]
-            if self.want_logprobs
-            else None,
+            logprobs=[self._described(event) for event in tokens] if self.want_logprobs else None,
             prompt_logprobs=prompt,
             seed=self.info.seed,
             fingerprint=self.info.fingerprint,

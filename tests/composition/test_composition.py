@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import gnomon
+from gnomon.errors import Conflict
 from gnomon.generation import Generation
 from gnomon.model import Model
 from gnomon.models.patch import Patch
@@ -36,6 +37,8 @@ class Row:
     name: str
     options: dict[str, Any]
     check: Callable[[Generation], bool]
+    on: str = "tiny"
+    """The model it needs: `tiny`, or the ensemble `duo`."""
 
 
 ROWS = [
@@ -49,6 +52,7 @@ ROWS = [
     Row("min_tokens", {"min_tokens": 2, "ignore_eos": True}, lambda g: True),
     Row("guard", {"guard": {"output": ["pii", FORBIDDEN]}}, lambda g: not set("aeiou") & set(g.text.replace("#", ""))),
     Row("patches", {"patches": ["shift"]}, lambda g: g.fingerprint not in PLAIN),
+    Row("ensemble", {"ensemble": {"weights": [3, 1], "trace": True}}, lambda g: "ensemble" in g.usage.details, "duo"),
 ]
 PLAIN: set[str] = set()
 """Fingerprints of the model as it is."""
@@ -75,9 +79,25 @@ def _what_rows_name(tiny: Model, patch: Patch) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(tiny: Model) -> Iterator[str]:
-    with serving({"tiny": tiny}) as address:
+def models(tiny: Model, duo: Model) -> dict[str, Model]:
+    return {"tiny": tiny, "duo": duo}
+
+
+@pytest.fixture(scope="module")
+def url(models: dict[str, Model]) -> Iterator[str]:
+    with serving(models) as address:
         yield address
+
+
+def needed(a: Row, b: Row) -> str:
+    return "duo" if "duo" in (a.on, b.on) else "tiny"
+
+
+def refused(a: Row, b: Row, model: Model) -> bool:
+    """Whether a capability of one refuses the other; then every door must say so."""
+    known = model.registry.capabilities
+    pairs = {(name, other) for name, c in known.items() for other, _ in c.conflicts}
+    return any({x, y} <= a.options.keys() | b.options.keys() for x, y in pairs)
 
 
 def same(a: Generation, b: Generation) -> bool:
@@ -85,8 +105,13 @@ def same(a: Generation, b: Generation) -> bool:
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=IDS)
-def test_every_pair_works_in_python_whole_streamed_and_in_choices(a: Row, b: Row, tiny: Model) -> None:
+def test_every_pair_works_in_python_whole_streamed_and_in_choices(a: Row, b: Row, models: dict[str, Model]) -> None:
+    tiny = models[needed(a, b)]
     options = {"seed": 1} | joined(a, b)
+    if refused(a, b, tiny):
+        with pytest.raises(Conflict):
+            tiny.generate("abc", **options)
+        return
     whole = tiny.generate("abc", **options)
     assert a.check(whole) and b.check(whole)
     chunks = list(tiny.stream("abc", **options))
@@ -99,13 +124,19 @@ def test_every_pair_works_in_python_whole_streamed_and_in_choices(a: Row, b: Row
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=IDS)
-def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, tiny: Model, url: str) -> None:
+def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, models: dict[str, Model], url: str) -> None:
+    tiny = models[needed(a, b)]
     options = {"seed": 1} | joined(a, b)
+    if refused(a, b, tiny):
+        body = {"model": needed(a, b), "messages": MESSAGES} | options
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+        assert reply.status_code == 400 and "cannot be used together" in reply.text
+        return
     local = tiny.chat(MESSAGES, **options)
     wire = dict(options)
     if "logprobs" in wire:
         wire["top_logprobs"], wire["logprobs"] = wire["logprobs"], True
-    body = {"model": "tiny", "messages": MESSAGES} | wire
+    body = {"model": needed(a, b), "messages": MESSAGES} | wire
     choice = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["choices"][0]
     assert choice["message"]["content"] == local.text  # type: ignore[union-attr]
     streamed = ""
@@ -116,7 +147,10 @@ def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, tiny: Mode
     assert streamed == local.text  # type: ignore[union-attr]
 
 
-def test_every_row_gives_the_same_through_a_recipe(tiny: Model, tiny_dir: Path, tmp_path: Path, patch: Patch) -> None:
+def test_every_row_gives_the_same_through_a_recipe(
+    models: dict[str, Model], tiny_dir: Path, duo_dirs: list[Path], tmp_path: Path, patch: Patch
+) -> None:
+    tiny = models["tiny"]
     file = patch.save(tmp_path / "shift.patch.safetensors")
     fields = set(tiny.registry.capabilities["sampling"].options_model().model_fields)  # type: ignore[union-attr]
     for row in ROWS:
@@ -127,9 +161,12 @@ def test_every_row_gives_the_same_through_a_recipe(tiny: Model, tiny_dir: Path, 
             others["patches"] = [str(file)]  # a recipe names files, a request names what was loaded
         recipe = tmp_path / f"{row.name}.yaml"
         content = {"gnomon": 1, "model": str(tiny_dir), "threads": 1, "sampling": sampling} | others
+        if row.on == "duo":
+            del content["model"]
+            content["ensemble"] = {"members": [str(path) for path in duo_dirs], **row.options["ensemble"]}
         recipe.write_text(yaml.safe_dump(content))
         with gnomon.load(recipe, threads=1, max_sequences=2) as model:
-            assert same(model.generate("abc"), tiny.generate("abc", **options)), row.name
+            assert same(model.generate("abc"), models[row.on].generate("abc", **options)), row.name
 
 
 def test_the_table_names_every_installed_capability(tiny: Model) -> None:

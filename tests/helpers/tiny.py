@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -114,7 +114,27 @@ def tiny_tokenizer() -> Tokenizer:
     return backend
 
 
-def write_tiny_model(path: Path, family: str = "llama", *, shards: int = 1, seed: int = 0, **overrides: Any) -> Path:
+def tiny_pieces_tokenizer() -> Tokenizer:
+    """SentencePiece's way: "\u2581" for a space, byte tokens for all else; three control tokens and 300 in all."""
+    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    merges = [("h", "e"), ("\u2581", "t"), ("\u2581t", "he"), ("i", "n"), ("e", "r"), ("\u2581", "b"), ("\u2581", "i")]
+    tokens = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *("".join(pair) for pair in merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)} | {SPECIALS[0]: 0}
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token=SPECIALS[0]))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.add_special_tokens(SPECIALS)
+    return backend
+
+
+def write_tiny_model(
+    path: Path,
+    family: str = "llama",
+    *,
+    shards: int = 1,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    **overrides: Any,
+) -> Path:
     """Write config, weights (in `shards` files), tokenizer and chat template; returns the folder."""
     path.mkdir(parents=True, exist_ok=True)
     config = tiny_config(family, **overrides)
@@ -130,7 +150,7 @@ def write_tiny_model(path: Path, family: str = "llama", *, shards: int = 1, seed
             save_file(part, path / file)
             table |= dict.fromkeys(part, file)
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
-    tiny_tokenizer().save(str(path / "tokenizer.json"))
+    (tokenizer or tiny_tokenizer()).save(str(path / "tokenizer.json"))
     tokens = {"bos_token": SPECIALS[0], "eos_token": SPECIALS[2], "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(tokens))
     return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -20,7 +20,7 @@ from gnomon.engine.drafting import Drafter, PromptLookup, certain
 from gnomon.engine.logprobs import Logprobs
 from gnomon.engine.pages import PagePool
 from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogprob, Request, TokenEvent
-from gnomon.engine.runner import Runner
+from gnomon.engine.runner import Rows, Runner
 from gnomon.engine.sampler import Draw, RequestSampler
 from gnomon.engine.scheduler import Scheduler, Work
 from gnomon.engine.sentinel import Sentinel
@@ -88,8 +88,13 @@ class Engine:
         if not work:
             return False
         rows = self._run(work)
-        for (sequence, count), logits_RV in zip(work, rows, strict=False):
-            self._advance(sequence, count, logits_RV)
+        for (sequence, count), result in zip(work, rows, strict=False):
+            if isinstance(result, Tensor):
+                self._advance(sequence, count, result)
+            elif result is None:
+                sequence.computed += count - 1  # its last token is asked for again in the next step
+            else:
+                self._stopped_by_runner(sequence, result)
         return True
 
     def submit(self, request: Request) -> None:
@@ -171,8 +176,13 @@ class Engine:
 
     def logits(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
         """Logits after every token of a text -> [T, V]. sides: patches that run beside the weights."""
-        pieces = self._pieces(token_ids, "all", sides)
-        return torch.cat([rows for piece in pieces for rows in self.runner.step([piece])])
+        found: list[Tensor] = []
+        for piece in self._pieces(token_ids, "all", sides):
+            (rows,) = self.runner.step([piece])
+            if not isinstance(rows, Tensor):
+                raise rows or EngineFailure("The runner gave no logits for a text that wants them all.")
+            found.append(rows)
+        return torch.cat(found)
 
     def hidden(self, token_ids: list[int], sides: tuple[SidePath, ...] = ()) -> Tensor:
         """Final hidden states of a text -> [T, C]."""
@@ -199,7 +209,7 @@ class Engine:
             self.pool.release(pages)
             self.runner.release(self._arrivals)
 
-    def _run(self, work: Work) -> list[Tensor]:
+    def _run(self, work: Work) -> Iterable[Rows]:
         """The batch through the runner; if that fails, its requests end with the failure and the engine lives on."""
         self.steps += 1
         self.largest_batch = max(self.largest_batch, len(work))
@@ -211,6 +221,14 @@ class Engine:
             for sequence, _ in work:
                 self._finish(sequence, "error", failure)
             return []
+
+    def _stopped_by_runner(self, sequence: Sequence, error: GnomonError) -> None:
+        """The runner cannot go on with this request; a context that is full after some text is an ordinary end."""
+        full = isinstance(error, ContextLengthExceeded) and bool(sequence.sampler.generated)
+        if full:
+            self._finish(sequence, "length")
+        else:
+            self._finish(sequence, "error", error)
 
     def _draft(self) -> None:
         """What the decoding sequences will say next: what their stages force, and guesses while there is room."""

@@ -8,9 +8,9 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from gnomon.errors import GnomonError, UsageError
 from gnomon.kernels.side import SidePath
@@ -93,7 +93,7 @@ class TokenEvent:
 
     ends: why generation ends after this token unless `on_token` answers otherwise ("stop": this is an end token, which
     is no part of the text; "length"), or None. checksum: CRC-32 over the bits of the first logits of the row it was
-    drawn from, before anything touched them.
+    drawn from, before anything touched them. trace: what the runner can say of this token (an ensemble: its votes).
     """
 
     request_id: str
@@ -103,6 +103,7 @@ class TokenEvent:
     top: tuple[tuple[int, float], ...] = ()
     ends: Literal["stop", "length"] | None = None
     checksum: int = 0
+    trace: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Finished:
     """The end of one request: why, and what it used.
 
     completion_tokens counts the end token too. cached_tokens: prompt tokens whose keys and values were already there.
+    details: what a runner adds to the usage, by capability.
     """
 
     reason: FinishReason
@@ -162,6 +164,7 @@ class Finished:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LogitsStage(Protocol):
@@ -195,8 +198,9 @@ class Request:
 
     stream_index: which of n choices, part of the noise's key. priority: smaller is sooner. cache_salt: requests share
     computed prompt pages only with those of the same salt, and of the same patches. sides: patches that run beside
-    the weights, in order; side_names: what they are, for the prefix cache. on_prompt is called once, before the first
-    token, when sampling.prompt_logprobs is set. on_finish is called exactly once, whatever happens.
+    the weights, in order; side_names: what they are, for the prefix cache. runner_options: handed to the runner with
+    every span. on_prompt is called once, before the first token, when sampling.prompt_logprobs is set. on_finish is
+    called exactly once, whatever happens.
     """
 
     id: str
@@ -213,6 +217,7 @@ class Request:
     cache_salt: str = field(default="", repr=False)
     sides: tuple[SidePath, ...] = field(default=(), repr=False)
     side_names: tuple[str, ...] = ()
+    runner_options: Any = None
 
     @property
     def page_salt(self) -> str:

@@ -6,13 +6,17 @@ Legend: R rows, V vocabulary, T tokens, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gnomon.arch.network import Network
+from gnomon.errors import GnomonError
 from gnomon.kernels.batch import RaggedBatch, Span
+
+Rows = Tensor | GnomonError | None
 
 
 class Runner(Protocol):
@@ -24,8 +28,12 @@ class Runner(Protocol):
     shares_pages: bool
     """Whether a page computed for one sequence may serve another: the prefix cache needs it."""
 
-    def step(self, spans: list[Span]) -> list[Tensor]:
-        """Compute the spans; per span the logits [R, V] of the rows it wants."""
+    def step(self, spans: list[Span]) -> Sequence[Rows]:
+        """Compute the spans; per span the logits [R, V] of the rows it wants.
+
+        None for a span that wants its last row: not ready yet, ask for that token again. An error ends that span's
+        request alone; ContextLengthExceeded while generating is an ordinary end, by length.
+        """
 
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         """Compute the spans; per span the final hidden states [T, C]."""

@@ -60,10 +60,13 @@ class Sequence:
         if end > len(self.tokens):
             known = self.tokens[self.computed :]
             guessed = self.drafts[: count - len(known)]
-            return Span(self.number, known + guessed, self.computed, self.pages, "all", self.request.sides)
+            return self._span(known + guessed, "all")
         if not self.reads_cache and self.computed < len(self.request.prompt_ids):
             wants = "all"
         else:
             wants = "last" if end == len(self.tokens) else "none"
-        ids = self.tokens[self.computed : end]
-        return Span(self.number, ids, self.computed, self.pages, wants, self.request.sides)
+        return self._span(self.tokens[self.computed : end], wants)
+
+    def _span(self, ids: list[int], wants: str) -> Span:
+        request = self.request
+        return Span(self.number, ids, self.computed, self.pages, wants, request.sides, request.runner_options)

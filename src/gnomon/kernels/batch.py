@@ -7,6 +7,7 @@ its page table lists the pages that hold positions [0, PAGE), [PAGE, 2 PAGE), ..
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Span:
 
     start: absolute position of the first token. pages: page numbers covering [0, start + len(token_ids)).
     wants: "none" | "last" | "all" rows whose logits are needed. sides: patches that run beside the weights, in order.
+    options: the request's word to its runner.
     """
 
     sequence: int
@@ -31,6 +33,7 @@ class Span:
     pages: list[int]
     wants: str = "last"
     sides: tuple[SidePath, ...] = ()
+    options: Any = None
 
     @property
     def end(self) -> int:

@@ -138,7 +138,9 @@ def usage_of(usages: Sequence[Usage], choices: int) -> dict[str, Any]:
     prompt = sum(usage.prompt_tokens for usage in usages[::choices])
     completion = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages[::choices])
+    details = usages[0].details if len(usages) == 1 else {}
     return {
+        **details,
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
@@ -159,6 +161,8 @@ def logprob_entry(token: TokenLogprob, describe: Callable[[TokenLogprob], Any] |
         "logprob": token.logprob,
         "bytes": list(token.bytes),
     }
+    if token.trace:
+        entry |= token.trace
     if describe is None:
         entry["top_logprobs"] = [logprob_entry(other, lambda _: None) for other in token.top]
     return entry

@@ -1,0 +1,141 @@
+"""One member's next-byte distribution, exactly: the sum over the token sequences that cover the text so far.
+
+A cover is tokens that spell all of the text but its end, then one open token that begins with that end. Covers that
+share their finished tokens are one node: a point in the token trie with a weight. A byte narrows every node; where a
+token ends there, a new node begins, whose logits are asked for (`wanted`) before the next distribution is known.
+
+`canonical`: a finished token sequence counts when it is the tokeniser's own for its bytes; what it drops is the mass
+of spellings the model was never trained on. Otherwise all spellings count. `width` and `prune` bound how many nodes
+live; dropped mass is summed in `pruned`. width=0 and prune=0 drop nothing. With everything kept this is the sum over
+all covers (arXiv 2410.09303); the canonical restriction is arXiv 2506.14123's. The distribution is renormalised at each
+byte, so it sums to one and a text's probability does not depend on how it is cut. Knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnomon.ensemble.trie import ByteTrie, Floats, Masses
+
+STOP = 256
+
+
+@dataclass(frozen=True)
+class Node:
+    """Covers with the same finished tokens. weight: relative to the text's probability. depth: bytes of the open token
+    that are known; [low, high): the tokens it may still be.
+    """
+
+    tokens: tuple[int, ...]
+    weight: float
+    masses: Masses
+    low: int
+    high: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Finished tokens that end where the text does; its logits are not known yet."""
+
+    tokens: tuple[int, ...]
+    weight: float
+
+
+@dataclass
+class Lattice:
+    """tokenize: the tokeniser's own tokens for all bytes of this text (None: no telling, inside a character)."""
+
+    trie: ByteTrie
+    tokenize: Callable[[bytes], list[int]]
+    canonical: bool = True
+    width: int = 8
+    prune: float = 1e-3
+    text: bytes = b""
+    nodes: list[Node] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=lambda: [Candidate((), 1.0)])
+    pruned: float = 0.0
+    healed: int = 0
+
+    def wanted(self) -> tuple[int, ...] | None:
+        """Finished tokens after which logits are needed next; None when the distribution is known."""
+        return self.candidates[0].tokens if self.candidates else None
+
+    def give(self, logits: NDArray[np.float32]) -> None:
+        """The logits after `wanted()`."""
+        candidate = self.candidates.pop(0)
+        low, high = self.trie.whole
+        self.nodes.append(Node(candidate.tokens, candidate.weight, self.trie.masses(logits), low, high, 0))
+
+    def distribution(self) -> Floats:
+        """Probabilities of the 256 next bytes and STOP -> [257]."""
+        mass = np.zeros(257)
+        for node in self.nodes:
+            mass[:256] += node.weight * self.trie.next_bytes(node.masses, node.low, node.high, node.depth)
+            if node.depth == 0:
+                mass[STOP] += node.weight * node.masses.stop
+        mass /= mass.sum()
+        return mass
+
+    def push(self, byte: int) -> None:
+        """The text goes on with this byte."""
+        self.text += bytes([byte])
+        ended: dict[tuple[int, ...], float] = {}
+        living: list[Node] = []
+        for node in self.nodes:
+            low, high = self.trie.child(node.low, node.high, node.depth, byte)
+            depth = node.depth + 1
+            longer = self.trie.exact(low, high, depth)
+            cumulative = node.masses.cumulative_V1
+            for place in range(low, longer):
+                tokens = (*node.tokens, int(self.trie.ids_V[place]))
+                weight = node.weight * float(cumulative[place + 1] - cumulative[place])
+                ended[tokens] = ended.get(tokens, 0.0) + weight
+            if longer < high:
+                living.append(replace(node, low=longer, high=high, depth=depth))
+        self._keep(living, self._admissible(ended))
+
+    def _admissible(self, ended: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+        """Without the spellings that are not the tokeniser's own; inside a character nobody can tell yet."""
+        if not self.canonical or not ended or not _whole_characters(self.text):
+            return ended
+        own = tuple(self.tokenize(self.text))
+        return {tokens: weight for tokens, weight in ended.items() if tokens == own}
+
+    def _keep(self, living: list[Node], ended: dict[tuple[int, ...], float]) -> None:
+        """Drop what weighs too little, rescale the rest to a sum of one, begin again where nothing is left."""
+        open_mass = [n.weight * float(n.masses.cumulative_V1[n.high] - n.masses.cumulative_V1[n.low]) for n in living]
+        total = sum(open_mass) + sum(ended.values())
+        if not total > 0.0:
+            self._heal()
+            return
+        shares = [*open_mass, *ended.values()]
+        least = self.prune * total
+        if self.width and len(shares) > self.width:
+            least = max(least, sorted(shares)[-self.width])
+        self.nodes = [replace(n, weight=n.weight / total) for n, m in zip(living, open_mass, strict=True) if m >= least]
+        self.candidates = [Candidate(t, w / total) for t, w in ended.items() if w >= least]
+        self.candidates.sort(key=lambda candidate: (-candidate.weight, candidate.tokens))
+        self.pruned += sum(share for share in shares if share < least) / total
+
+    def _heal(self) -> None:
+        """No cover is left (the model gave the text no chance): go on from the tokeniser's own tokens."""
+        self.nodes = []
+        self.candidates = [Candidate(tuple(self.tokenize(self.text)), 1.0)]
+        self.healed += 1
+
+
+def _whole_characters(text: bytes) -> bool:
+    """Whether the text does not end inside a UTF-8 character."""
+    tail = text[-4:]
+    for back, byte in enumerate(reversed(tail), start=1):
+        if byte < 0x80:
+            return True
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return back >= length
+    return True
