@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,17 +49,28 @@ def profile_name(dtype: str, kernel: str | None) -> str:
     return f"{chosen}/{dtype}"
 
 
+class _Known:
+    """What later blocks need not find out again: a class's replacement, a module's rotary tables, who was watched."""
+
+    def __init__(self) -> None:
+        self.forwards: dict[type, Forward | None] = {}
+        self.rotary: weakref.WeakKeyDictionary[nn.Module, Forward | None] = weakref.WeakKeyDictionary()
+        self.passed: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
+
+
+_known: dict[str, _Known] = defaultdict(_Known)
+
+
 class _State:
-    """One block's memory: which class is replaced by what, which module was watched, which mask is known."""
+    """One block: what it runs on, and the masks it has seen."""
 
     def __init__(self, profile: str, check: bool) -> None:
         self.profile = profile
         self.check = check
         self.watch: Watch | None = None
         self.depth = 0
-        self.forwards: dict[type, Forward | None] = {}
-        self.rotary: weakref.WeakKeyDictionary[nn.Module, Forward | None] = weakref.WeakKeyDictionary()
-        self.passed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        known = _known[profile]
+        self.forwards, self.rotary, self.passed = known.forwards, known.rotary, known.passed
         self.plans: dict[tuple[Any, ...], tuple[Any, AttentionPlan]] = {}
 
     def forward_of(self, module: nn.Module) -> Forward | None:
@@ -141,7 +153,7 @@ def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     state: _State | None = getattr(_here, "state", None)
     if state is None:
         return _stock_call(module, *args, **kwargs)
-    if state.depth == 0 and state.check and module not in state.passed:
+    if state.depth == 0 and state.check and module.training not in state.passed.get(module, ()):
         return _watched(state, module, args, kwargs)
     state.depth += 1
     if state.watch is not None:
@@ -180,7 +192,7 @@ def _watched(state: _State, module: nn.Module, args: Any, kwargs: Any) -> Any:
     finally:
         state.watch, state.check = None, True
     watch.raise_if_uncovered()
-    state.passed.add(module)
+    state.passed.setdefault(module, set()).add(module.training)
     return result
 
 
