@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import Network, build_network
 from gnomon.capability import Registry, Resolved, load_attribute
 from gnomon.engine.drafting import PromptLookup
@@ -83,8 +84,6 @@ def load(
     ledger: note every generation in the ledger, to be replayed (default: yes, unless GNOMON_LEDGER=0).
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
-    if device not in (None, "cpu"):
-        raise UsageError(f"device `{device}` is not available in this build.", hint="Use device='cpu'.", param="device")
     chosen = _profile_name(profile, dtype)
     found = Resolved(ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
     if found.open is not None:  # an ensemble: several models, opened by its own room
@@ -108,10 +107,11 @@ def load(
     template = chat_template if chat_template is not None else merged.pop("chat_template", None)
     merged.pop("chat_template", None)
     if checkpoint.config.get("architectures", [""])[0] in ENCODERS:
+        _only_on_cpu(device, "An embedding model")
         from gnomon.arch.encoder import build_encoder
 
         return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged, open_model=load)
-    ops = make_operators(chosen, kernel=kernel, threads=threads)
+    ops = make_operators(chosen, kernel=kernel, threads=threads, device=device)
     if chosen == "gguf" and not checkpoint.has_blocks:
         raise UsageError(
             f"`{checkpoint.reference}` has no quantised blocks for the gguf profile to run.",
@@ -119,6 +119,8 @@ def load(
             param="profile",
         )
     network = build_network(checkpoint, ops)
+    if not isinstance(network, Decoder):
+        _only_on_cpu(device, f"`{network.architecture}`, which is not one of gnomon's own networks,")
     profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
     worker = start_engine(
         network,
@@ -160,7 +162,8 @@ def start_engine(
     per_sequence = -(-context // PAGE)
     if kv_memory is None:
         wanted = per_sequence * max_sequences * network.page_bytes
-        kv_memory = max(per_sequence * network.page_bytes, min(wanted, _free_memory() // 4))
+        free = getattr(getattr(network, "operators", None), "free_memory", _free_memory)()
+        kv_memory = max(per_sequence * network.page_bytes, min(wanted, free // 4))
     pages = kv_memory // network.page_bytes
     if pages < 1:
         raise UsageError(
@@ -174,6 +177,11 @@ def start_engine(
         drafter=SPECULATION[speculation],
         sentinel_every=SENTINEL_EVERY,
     )
+
+
+def _only_on_cpu(device: str | None, what: str) -> None:
+    if device not in (None, "cpu"):
+        raise UsageError(f"{what} does not run on device `{device}`.", hint="Use device='cpu'.", param="device")
 
 
 def _free_memory() -> int:

@@ -76,7 +76,8 @@ class Decoder:
 
     def new_pages(self, count: int) -> Pages:
         shape = (count, self.config.kv_heads, PAGE, self.config.head_dim)
-        return [(lazy_zeros(shape), lazy_zeros(shape)) for _ in self.layers]
+        zeros = getattr(self.operators, "zeros", lazy_zeros)  # a GPU keeps its pages itself
+        return [(zeros(shape), zeros(shape)) for _ in self.layers]
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch, pages: Pages) -> Tensor:
@@ -181,7 +182,7 @@ class Decoder:
         logits_RV = self.operators.linear(hidden_RC, self.head)
         add_head(sides, hidden_RC, logits_RV, self.operators)
         cap = self.config.final_softcap
-        return logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)
+        return (logits_RV if cap is None else cap * torch.tanh(logits_RV / cap)).cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         if self.operators.dtype not in ("fp32", "bf16"):

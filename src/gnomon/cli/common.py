@@ -52,7 +52,7 @@ def loading_options() -> list[Parameter]:
     return [
         option("profile", str | None, "Numeric profile: fp32, bf16, int8 or gguf."),
         option("threads", int | None, "CPU threads; default: the CPUs really available."),
-        option("device", str | None, "Where it runs: cpu."),
+        option("device", str | None, "Where it runs: cpu, or cuda (not run on real hardware yet: docs/gpu.md)."),
         option("chat_template", str | None, "A Jinja chat template file, in place of the model's own."),
     ]
 

@@ -63,7 +63,7 @@ class PagedRunner:
 
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         batch = RaggedBatch.build(spans)
-        hidden_TC = self.network.forward(batch, self.pages)
+        hidden_TC = self.network.forward(batch, self.pages).cpu()
         return list(torch.split(hidden_TC, [len(span.token_ids) for span in spans]))
 
     def release(self, sequence: int) -> None:

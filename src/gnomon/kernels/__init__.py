@@ -43,8 +43,21 @@ def coverage(module: nn.Module, *args: Any, dtype: str = "fp32", **kwargs: Any) 
     return coverage_of(module, args, kwargs, profile_name(dtype, None))
 
 
-def make_operators(dtype: str, *, kernel: str | None = None, threads: int | None = None) -> Operators:
-    """Operators for a profile. kernel (or GNOMON_KERNEL): "native" | "torch"; default: native when it was built."""
+def make_operators(
+    dtype: str, *, kernel: str | None = None, threads: int | None = None, device: str | None = None
+) -> Operators:
+    """Operators for a profile. kernel (or GNOMON_KERNEL): "native" | "torch"; default: native when it was built.
+
+    device: "cpu" (default), or "cuda", where the Triton kernels run.
+    """
+    if device not in (None, "cpu"):
+        if device.partition(":")[0] != "cuda":
+            raise UsageError(f"gnomon has no kernels for device `{device}`.", hint="Known: cpu, cuda.", param="device")
+        if kernel not in (None, "triton"):
+            raise UsageError(f"The `{kernel}` kernels do not run on device `{device}`.", param="kernel")
+        from gnomon.kernels.triton_operators import TritonOperators
+
+        return TritonOperators(dtype, device)
     choice = kernel or os.environ.get("GNOMON_KERNEL")
     if choice not in (None, "native", "torch"):
         raise UsageError(f"Unknown kernel `{choice}`.", hint="Known: native, torch.", param="kernel")
