@@ -533,9 +533,14 @@ class Model:
                     for name, tensor in network.tensors().items()
                     if (digest := tensor_digest(tensor)) != before[name]
                 }
-                if changed and self._profile is not None:
-                    self._profile = self._profile.with_changed_weights(changed)
-                    self.worker.weights_changed(self._profile.fingerprint)
+                if changed:
+                    self.weights_changed(changed)
+
+    def weights_changed(self, changed: Mapping[str, str]) -> None:
+        """Tensors were changed in place while the engine was paused (name -> sha256): renew the fingerprint, flush."""
+        if self._profile is not None:
+            self._profile = self._profile.with_changed_weights(changed)
+            self.worker.weights_changed(self._profile.fingerprint)
 
     # -- life ---------------------------------------------------------------------------------------------------
 

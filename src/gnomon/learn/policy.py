@@ -35,6 +35,11 @@ class Policy:
                 hint="Load with profile='fp32' or 'bf16'.",
                 param="profile",
             )
+        if model.profile.beside:
+            raise UsageError(
+                "The patches of this model run beside its weights: training would not see them.",
+                hint="Train the unpatched model, or load the patched weights (Patch.apply).",
+            )
         self.model = model
         self.network = model.network
         self.dtype = model.profile.dtype
@@ -110,10 +115,7 @@ class Policy:
             for name, master in self.trained.items():
                 live[name].copy_(master.to(torch.bfloat16))
         self.network.refresh()
-        assert self.model.profile is not None
-        changed = {name: tensor_digest(live[name]) for name in self.trained}
-        self.model.profile = self.model.profile.with_changed_weights(changed)
-        self.model.worker.weights_changed(self.model.profile.fingerprint)
+        self.model.weights_changed({name: tensor_digest(live[name]) for name in self.trained})
 
     def patch(self, metadata: dict[str, Any]) -> Patch:
         """What training added to the checkpoint: dense deltas, with the greatest error that adding them back makes."""
