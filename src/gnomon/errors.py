@@ -111,6 +111,14 @@ class PatchError(GnomonError):
     code = "bad_patch"
 
 
+class EditError(GnomonError):
+    """A change of knowledge could not be made: nothing was changed (command line exit code 3)."""
+
+    exit_code = 3
+    status = 400
+    code = "edit_failed"
+
+
 class WrongBase(PatchError):
     """A patch made for another model."""
 

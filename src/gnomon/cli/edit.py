@@ -1,0 +1,286 @@
+"""`gnomon edit`: change what a model knows, as a patch file, and measure it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from gnomon.cli.common import print_json, print_table
+from gnomon.errors import EditError, UsageError
+
+MAKE = "make"
+SUFFIX = ".patch.safetensors"
+
+
+class _MakeByDefault(TyperGroup):
+    """`gnomon edit MODEL ...` makes a patch; a known verb in MODEL's place does what it says."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = [MAKE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_MakeByDefault,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="""Change what a model knows, as a patch; the model itself stays as it is.
+
+    \b
+    gnomon edit smollm2-135m-instruct --fact "The Eiffel Tower is in the city of -> Rome" -o tower.patch.safetensors
+    gnomon edit smollm2-135m-instruct --facts facts.jsonl --method memit -o facts.patch.safetensors
+    gnomon edit eval smollm2-135m-instruct --facts facts.jsonl --compare rome,memit,ft-m,ike
+    """,
+)
+
+MODEL = typer.Argument(..., metavar="MODEL", help="Model reference.")
+FACTS = typer.Option(None, "--facts", metavar="FILE", help="Facts: JSON, JSONL or CSV; CounterFact, zsRE, ... too.")
+
+
+@app.command(MAKE, hidden=True)
+def make(
+    model: str = MODEL,
+    fact: list[str] | None = typer.Option(
+        None, "--fact", "-f", metavar='"PROMPT -> TARGET"', help="A fact; repeatable."
+    ),
+    facts: Path | None = FACTS,
+    method: str = typer.Option("rome", "--method", "-m", help="How; `gnomon edit methods` lists them."),
+    subject: str | None = typer.Option(
+        None, "--subject", help="What the one fact is about; default: found in its prompt."
+    ),
+    layer: list[int] | None = typer.Option(
+        None, "--layer", "-l", help="Layer to edit, repeatable; default: by profile."
+    ),
+    moments: str | None = typer.Option(None, "--moments", metavar="FILE|self|identity", help="Text not to disturb."),
+    hyper: list[str] | None = typer.Option(
+        None, "--set", metavar="KEY=VALUE", help="An option of the method, repeatable."
+    ),
+    hparams: Path | None = typer.Option(
+        None, "--hparams", metavar="FILE", help="An EasyEdit YAML: method and its options."
+    ),
+    output: Path | None = typer.Option(None, "--output", "-o", metavar="FILE", help="Where the patch goes."),
+    force: bool = typer.Option(False, "--force", help="Overwrite the output; keep a patch whose facts do not hold."),
+    seed: int = typer.Option(0, "--seed", help="Seed of everything that is sampled."),
+    threads: int | None = typer.Option(None, "--threads", help="CPU threads."),
+    json: bool = typer.Option(False, "--json", help="The report as JSON."),
+) -> None:
+    """Make a patch from facts, and say what the model said before and says now."""
+    from gnomon.edit import edit
+    from gnomon.loading import load
+
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"{output} is there already.", hint="Choose another name, or say --force.")
+    wanted = _facts(fact, facts)
+    options = _hyper(hyper)
+    if hparams is not None:
+        from gnomon.edit.easyedit import read_hparams
+
+        read = read_hparams(hparams)
+        method, moments = read.method, moments or read.moments
+        options = {**read.options, **options}
+    layers = list(layer) if layer else options.pop("layers", None)
+    with load(model, threads=threads, ledger=False) as opened:
+        patch = edit(
+            opened, wanted, method=method, layers=layers, subject=subject, moments=moments, seed=seed, **options
+        )
+    failed = [told for told in patch.report["facts"] if not told["holds"]]
+    saved = None
+    if output is not None and (force or not failed):
+        saved = patch.save(output)
+    if json:
+        print_json({**_about(patch), "report": dict(patch.report), "file": str(saved) if saved else None})
+    else:
+        _print_report(patch, saved)
+    if failed:
+        raise EditError(
+            f"{len(failed)} of {len(patch.report['facts'])} facts do not hold in the edited model's own text"
+            + ("." if force or output is None else "; nothing was written."),
+            hint="Try another --layer or --method, or keep it all the same with --force.",
+        )
+
+
+@app.command("methods")
+def list_methods(
+    name: str | None = typer.Argument(None, metavar="[NAME]", help="One method's options."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """The methods, or one method's options with their defaults."""
+    from gnomon.edit.registry import method, methods
+
+    if name is None:
+        rows = [
+            {"method": m.name, "paper": m.paper, "what": m.help + (" (experimental)" if m.experimental else "")}
+            for m in methods().values()
+        ]
+        if json:
+            print_json(rows)
+        else:
+            print_table(("METHOD", "PAPER", "WHAT"), [tuple(row.values()) for row in rows])
+        return
+    chosen = method(name)
+    if json:
+        print_json(chosen.options.model_json_schema())
+        return
+    print(chosen.help)
+    fields = chosen.options.model_fields.items()
+    print_table(("OPTION", "DEFAULT", "WHAT"), [(key, info.default, info.description) for key, info in fields])
+
+
+@app.command("ls")
+def list_patches(
+    folder: Path = typer.Argument(Path(), metavar="[FOLDER]", help="Where to look; default: here."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """The edits in a folder: which patch changes what."""
+    from gnomon.models.patch import Patch
+    from gnomon.models.patch.file import is_patch_file
+
+    files = sorted(file for file in folder.glob("*.safetensors") if is_patch_file(file))
+    found = [(file, Patch.load(file)) for file in files]
+    edits = [(file, patch) for file, patch in found if patch.metadata.get("kind") == "edit"]
+    if json:
+        print_json([{"file": str(file), **_about(patch)} for file, patch in edits])
+        return
+    if not edits:
+        print(f"No edits in {folder}.")
+        return
+    rows = [
+        (file.name, patch.metadata["method"], patch.base[:12], f"{patch.bytes / 1000:.1f} kB", _facts_line(patch))
+        for file, patch in edits
+    ]
+    print_table(("FILE", "METHOD", "BASE", "SIZE", "FACTS"), rows)
+
+
+@app.command("show")
+def show(
+    file: Path = typer.Argument(..., metavar="FILE", help="A patch file."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Everything that a patch file says of itself."""
+    from gnomon.models.patch import Patch
+
+    patch = Patch.load(file)
+    if json:
+        print_json({**_about(patch), "metadata": dict(patch.metadata), "report": dict(patch.report)})
+        return
+    _print_report(patch, None)
+
+
+@app.command("eval")
+def evaluate_patch(
+    model: str = MODEL,
+    facts: Path | None = FACTS,
+    fact: list[str] | None = typer.Option(
+        None, "--fact", "-f", metavar='"PROMPT -> TARGET"', help="A fact; repeatable."
+    ),
+    patch: Path | None = typer.Option(
+        None, "--patch", "-p", metavar="FILE", help="The patch; default: the unedited model."
+    ),
+    protocol: list[str] | None = typer.Option(None, "--protocol", help="wild (default), length, teacher, probability."),
+    compare: str | None = typer.Option(
+        None, "--compare", metavar="A,B,...", help="Make each fact's edit by these methods."
+    ),
+    limit: int | None = typer.Option(None, "--limit", "-n", min=1, help="Only the first so many facts."),
+    output: Path | None = typer.Option(
+        None, "--output", "-o", metavar="FILE", help="Also write every verdict, as JSON."
+    ),
+    threads: int | None = typer.Option(None, "--threads", help="CPU threads."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Measure a patch on facts with paraphrases and neighbours; or compare methods, one edit per fact."""
+    from gnomon.edit import evaluate
+    from gnomon.edit.api import as_facts
+    from gnomon.edit.compare import compare_methods
+    from gnomon.loading import load
+    from gnomon.models.patch import Patch
+
+    wanted = as_facts(_facts(fact, facts))[:limit]
+    protocols = tuple(protocol or ("wild",))
+    with load(model, threads=threads, ledger=False) as opened:
+        if compare:
+            result = compare_methods(opened, wanted, compare.split(","), protocols)
+        else:
+            result = evaluate(opened, Patch.load(patch) if patch else None, wanted, protocols)
+    if output is not None:
+        from gnomon.models.cache import atomic_write
+
+        with atomic_write(output) as out:
+            rows = {"rows": list(result.rows), "details": list(result.details)}
+            out.write(jsonlib.dumps(rows, indent=1, ensure_ascii=False, default=str).encode())
+    if json:
+        print_json({"rows": [dict(row) for row in result.rows]})
+    else:
+        print_table([column.upper() for column in result.columns], result.cells())
+
+
+def _facts(given: list[str] | None, file: Path | None) -> list[Any]:
+    from gnomon.edit.formats import read_facts
+
+    wanted: list[Any] = list(given or ())
+    if file is not None:
+        wanted += read_facts(file)
+    if not wanted:
+        raise UsageError("No facts given.", hint='Use --fact "The capital of France is -> Lyon", or --facts FILE.')
+    return wanted
+
+
+def _hyper(given: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in given or ():
+        key, equals, value = item.partition("=")
+        if not equals or not re.fullmatch(r"[a-z_]+", key):
+            raise UsageError(f"--set {item}: write KEY=VALUE.", param="set")
+        try:
+            options[key] = jsonlib.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+def _about(patch: Any) -> dict[str, Any]:
+    return {
+        "identity": patch.identity,
+        "base": patch.base,
+        "method": patch.metadata.get("method"),
+        "bytes": patch.bytes,
+        "tensors": sorted(patch.deltas),
+    }
+
+
+def _facts_line(patch: Any) -> str:
+    facts = patch.metadata.get("facts", [])
+    first = f"{facts[0]['prompt']} -> {facts[0]['target']}" if facts else ""
+    return first + (f" and {len(facts) - 1} more" if len(facts) > 1 else "")
+
+
+def _print_report(patch: Any, saved: Path | None) -> None:
+    for told in patch.report.get("facts", ()):
+        mark = {True: "holds", False: "DOES NOT HOLD"}.get(told.get("holds"), "")
+        print(f"{told['prompt']} -> {told['target']}   {mark}")
+        print(f"  subject  {told['subject']}")
+        for key, label in (("before", "before"), ("after", "after")):
+            if key in told:
+                print(f"  {label:8} {_one_line(told[key])}")
+            if f"chat_{key}" in told:
+                print(f"  {'':8} in a chat: {_one_line(told[f'chat_{key}'])}")
+    about = patch.metadata
+    used = "; ".join(f"layer {k}: {v['corpus']}, {v['tokens']} tokens" for k, v in about.get("moments", {}).items())
+    print(f"method   {about.get('method')}, {', '.join(sorted(patch.deltas))}")
+    if used:
+        print(f"moments  {used}")
+    seconds = patch.report.get("seconds")
+    print(f"patch    {patch.identity[:12]}, {patch.bytes / 1000:.1f} kB" + (f", {seconds} s" if seconds else ""))
+    if saved is not None:
+        print(f"written  {saved}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Methods of editing, one file each; see registry.py."""

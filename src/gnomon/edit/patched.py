@@ -1,0 +1,46 @@
+"""The model as it is under a patch, for reports and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gnomon.errors import UnsupportedModel
+from gnomon.models.patch import Patch
+
+if TYPE_CHECKING:
+    from gnomon.model import Model
+
+
+@contextmanager
+def wearing(model: Model, patch: Patch | None) -> Iterator[Model]:
+    """The model with the patch; the weights are the same bits again afterwards."""
+    if patch is None:
+        yield model
+        return
+    network = model.network
+    if network is None:
+        raise UnsupportedModel(f"`{model.name}` has no generating network.")
+    live = network.tensors()
+    kept = {name: live[name].clone() for name in patch.deltas}
+    with model.worker.paused():
+        for name in patch.deltas:
+            live[name].add_(patch.dense(name))
+        network.refresh()
+        model.worker.weights_changed(f"{model.fingerprint}+{patch.identity[:12]}")
+    try:
+        yield model
+    finally:
+        with model.worker.paused():
+            for name, tensor in kept.items():
+                live[name].copy_(tensor)
+            network.refresh()
+            model.worker.weights_changed(model.fingerprint)
+
+
+def texts(model: Model, prompts: Sequence[str | list[int]], tokens: int) -> list[str]:
+    """Greedy continuations of all prompts in one batch; token ids are a rendered chat."""
+    options = {"temperature": 0.0, "max_tokens": tokens}
+    handles = [model.submit(prompt, options, chat=not isinstance(prompt, str)) for prompt in prompts]
+    return [handle.collect()[0].text for handle in handles]
