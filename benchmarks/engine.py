@@ -1,135 +1,328 @@
-"""Decoding and prefill against transformers `generate` on the same weights, alternating in one process.
+"""The engine's speed beside transformers' and llama.cpp's, on the same weights.
 
-Ours: native kernels in fp32 and bf16, and the torch kernels. Theirs: transformers in fp32 and bf16, batch 1, greedy.
-Usage: python benchmarks/engine.py. Writes benchmarks/results/engine.json.
+Usage: python benchmarks/engine.py [decode prefill concurrent prefix speculation operators]; writes each section into
+benchmarks/results/engine.json. llama.cpp takes part where llama-cpp-python 0.3.36 is installed: LLAMA_PYTHON names the
+interpreter that has it. Everybody works in turn, round by round, so that what else the machine does hits all alike:
+ratios are medians of the rounds' own ratios, rates are medians.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from engine_swapped import torch_in_place_of_ours
 
 import gnomon
-import gnomon.models.reference
 from gnomon.arch.module import hf_module
-from gnomon.kernels import available_threads
+from gnomon.models.reference import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
-MODEL, TOKENS, PROMPT_TOKENS, ROUNDS = "smollm2-135m-instruct", 48, 512, 5
+TARGET = ROOT / "benchmarks" / "results" / "engine.json"
+MODEL = "smollm2-135m-instruct"
+DECODED, PREFILLED, ROUNDS = 32, 1000, 5
+PROMPT = list(range(100, 116))
+LONG = [(7919 * place) % 40_000 + 100 for place in range(PREFILLED)]
+WEIGHT_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 143e6}
+"""What one decoded token reads: 134.5 million weights in the profile's form."""
+LINEAR_FLOPS = 2 * 106.2e6
+"""Of one prompt token: two for each weight of the layers (the head multiplies the last row only)."""
+
+Work = Callable[[], float]
+"""Does a fixed amount of work and gives its rate in tokens a second."""
 
 
-def timed(work: Callable[[], Any]) -> float:
+class LlamaCpp:
+    """llama.cpp in a process of its own interpreter: one line in, one rate out."""
+
+    def __init__(self, threads: int) -> None:
+        path = str(open_checkpoint(MODEL).file_path)
+        command = [os.environ["LLAMA_PYTHON"], str(Path(__file__).with_name("engine_llama.py")), path, str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def rate(self, **work: Any) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(work) + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+@contextmanager
+def llama_cpp(threads: int) -> Iterator[LlamaCpp | None]:
+    if "LLAMA_PYTHON" not in os.environ:
+        yield None
+        return
+    peer = LlamaCpp(threads)
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def rate(tokens: int, work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return tokens / (time.perf_counter() - started)
 
 
-def llama_cpp(prompt: list[int], long_prompt: list[int]) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
-    """The peer on the same GGUF file, where llama-cpp-python is installed."""
-    try:
-        from llama_cpp import Llama
-    except ImportError:
-        return None
-    path = str(gnomon.models.reference.open_checkpoint(MODEL).file_path)
-    # logits_all: prefill gives the logits of every token, as the others do here
-    slow = Llama(path, n_ctx=1024, n_threads=2, n_threads_batch=2, logits_all=True, verbose=False)
-    model = Llama(path, n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False)
+def in_turn(runs: dict[str, Work], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Everybody once to warm up, then round by round."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            value = run()
+            if number:
+                rates[name].append(value)
+    return rates
 
-    def decode() -> None:
-        model.reset()
-        for count, _ in enumerate(model.generate(prompt, temp=0.0)):
-            if count + 1 == TOKENS:
-                return
 
-    def prefill() -> None:
-        slow.reset()
-        slow.eval(long_prompt)
+def summary(values: list[float], digits: int = 1) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
 
-    return decode, prefill
+
+def ratios(rates: dict[str, list[float]], pairs: dict[str, tuple[str, str]]) -> dict[str, dict[str, float]]:
+    return {
+        name: summary([a / b for a, b in zip(rates[ours], rates[theirs], strict=True)], 2)
+        for name, (ours, theirs) in pairs.items()
+        if ours in rates and theirs in rates
+    }
+
+
+def report(rates: dict[str, list[float]], pairs: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    return {"rates": {name: summary(values) for name, values in rates.items()}, "ratios": ratios(rates, pairs)}
+
+
+def ours(profile: str, threads: int, **options: Any) -> gnomon.Model:
+    options = {"speculation": "off", "ledger": False, **options}
+    return gnomon.load(MODEL, profile=profile, threads=threads, **options)
+
+
+def theirs() -> dict[str, Any]:
+    """transformers modules over the same weights."""
+    with gnomon.load(MODEL, kernel="torch", ledger=False, kv_memory=64 << 20) as base:
+        assert base.network is not None
+        fp32 = hf_module(base.network, base.checkpoint)
+        bf16 = transformers.AutoModelForCausalLM.from_config(fp32.config, dtype=torch.bfloat16)
+        bf16.load_state_dict(fp32.state_dict())
+        return {"fp32": fp32.eval(), "bf16": bf16.eval()}
+
+
+def generated(module: Any, prompts: list[list[int]], tokens: int) -> None:
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        module.generate(torch.tensor(prompts), attention_mask=torch.ones(len(prompts), len(prompts[0])), **options)
+
+
+def read_bandwidth(threads: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "machine"
+        source = Path(__file__).with_name("machine.cpp")
+        subprocess.run(["g++", "-O3", "-march=native", "-w", str(source), "-o", program, "-pthread"], check=True)
+        output = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout
+        return float(output)
+
+
+def matrix_rate(threads: int) -> float:
+    """torch's float32 product at a size that suits it, in GFLOP/s: the best of several."""
+    torch.set_num_threads(threads)
+    x, w = torch.randn(512, 576), torch.randn(1536, 576)
+    return max(rate(2 * x.numel() * len(w), lambda: torch.nn.functional.linear(x, w)) for _ in range(30)) * 1e-9
+
+
+def decode() -> dict[str, Any]:
+    """One sequence, greedy."""
+    result: dict[str, Any] = {"work": f"{len(PROMPT)} prompt tokens, {DECODED} decoded, batch 1, greedy; tokens/s"}
+    modules = theirs()
+    for threads in (1, 2):
+        runs: dict[str, Work] = {}
+        models = {profile: ours(profile, threads) for profile in ("fp32", "bf16", "int8", "gguf")}
+        for profile, model in models.items():
+            runs[f"gnomon {profile}"] = lambda m=model: rate(
+                DECODED, lambda: m.generate(PROMPT, max_tokens=DECODED, ignore_eos=True)
+            )
+        for dtype, module in modules.items():
+            runs[f"transformers {dtype}"] = lambda m=module: rate(DECODED, lambda: generated(m, [PROMPT], DECODED))
+        with llama_cpp(threads) as peer:
+            if peer is not None:
+                runs["llama.cpp Q4_1"] = lambda p=peer: p.rate(decode=DECODED, prompts=[PROMPT])
+            bandwidth = [read_bandwidth(threads)]
+            rates = in_turn(runs)
+            bandwidth.append(read_bandwidth(threads))
+        pairs = {f"{d}: gnomon / transformers": (f"gnomon {d}", f"transformers {d}") for d in ("fp32", "bf16")}
+        pairs["gguf: gnomon / llama.cpp"] = ("gnomon gguf", "llama.cpp Q4_1")
+        found = report(rates, pairs)
+        found["read_bandwidth_GB_s, before and after"] = bandwidth
+        found["share_of_bandwidth"] = {
+            profile: round(statistics.median(rates[f"gnomon {profile}"]) * size / max(bandwidth) * 1e-9, 2)
+            for profile, size in WEIGHT_BYTES.items()
+        }
+        result[f"{threads} thread(s)"] = found
+        for model in models.values():
+            model.close()
+    return result
+
+
+def prefill() -> dict[str, Any]:
+    """A prompt of 1,000 tokens and the one token after it."""
+    threads, runs, number = 2, {}, iter(range(1, 10**6))
+
+    def cold() -> list[int]:
+        return [next(number) % 40_000, *LONG[1:]]  # another first token: nothing of it is in the prefix cache
+
+    models = {profile: ours(profile, threads) for profile in ("fp32", "bf16", "int8", "gguf")}
+    for profile, model in models.items():
+        runs[f"gnomon {profile}"] = lambda m=model: rate(
+            PREFILLED, lambda: m.generate(cold(), max_tokens=1, ignore_eos=True)
+        )
+    for dtype, module in theirs().items():
+        runs[f"transformers {dtype}"] = lambda m=module: rate(PREFILLED, lambda: generated(m, [cold()], 1))
+    with llama_cpp(threads) as peer:
+        if peer is not None:
+            runs["llama.cpp Q4_1"] = lambda: peer.rate(decode=1, prompts=[cold()])
+        peak = [matrix_rate(threads)]
+        rates = in_turn(runs)
+        peak.append(matrix_rate(threads))
+    for model in models.values():
+        model.close()
+    pairs = {f"{d}: gnomon / transformers": (f"gnomon {d}", f"transformers {d}") for d in ("fp32", "bf16")}
+    pairs["int8: gnomon / transformers bf16"] = ("gnomon int8", "transformers bf16")
+    pairs["gguf: gnomon / transformers bf16"] = ("gnomon gguf", "transformers bf16")
+    pairs["gguf: gnomon / llama.cpp"] = ("gnomon gguf", "llama.cpp Q4_1")
+    found = {"work": f"{PREFILLED} prompt tokens and one more, {threads} threads; tokens/s", **report(rates, pairs)}
+    found["torch_fp32_matrix_GFLOP_s, before and after"] = [round(value, 1) for value in peak]
+    found["share_of_matrix_rate, layers' products only"] = {
+        d: round(statistics.median(rates[f"gnomon {d}"]) * LINEAR_FLOPS * 1e-9 / max(peak), 2) for d in ("fp32", "bf16")
+    }
+    return found
+
+
+def concurrent() -> dict[str, Any]:
+    """Sixteen sequences at once."""
+    threads, count = 2, 16
+    prompts = [[100 + 7 * n + place for place in range(16)] for n in range(count)]
+    runs: dict[str, Work] = {}
+    models = {profile: ours(profile, threads) for profile in ("bf16", "int8", "gguf")}
+    for profile, model in models.items():
+        runs[f"gnomon {profile}"] = lambda m=model: rate(
+            count * DECODED, lambda: m.generate(prompts, max_tokens=DECODED, ignore_eos=True)
+        )
+    module = theirs()["bf16"]
+    runs["transformers bf16"] = lambda: rate(count * DECODED, lambda: generated(module, prompts, DECODED))
+    with llama_cpp(threads) as peer:
+        if peer is not None:
+            runs["llama.cpp Q4_1"] = lambda: peer.rate(decode=DECODED, prompts=prompts)
+        rates = in_turn(runs, 3)
+    for model in models.values():
+        model.close()
+    pairs = {"gguf: gnomon / llama.cpp, batched": ("gnomon gguf", "llama.cpp Q4_1")}
+    pairs |= {f"{p}: gnomon / transformers bf16": (f"gnomon {p}", "transformers bf16") for p in models}
+    return {"work": f"{count} sequences of {DECODED} tokens, {threads} threads; tokens/s", **report(rates, pairs)}
+
+
+def prefix() -> dict[str, Any]:
+    """Time to the first token of a 1,000-token prompt that was seen before, over that of one that was not."""
+    shares: dict[str, list[float]] = {}
+    for profile in ("fp32", "gguf"):
+        with ours(profile, 2) as model:
+            for number in range(ROUNDS):
+                prompt = [number + 5, *LONG[1:]]
+                cold = 1 / rate(1, lambda p=prompt: model.generate(p, max_tokens=1, ignore_eos=True))
+                warm = 1 / rate(1, lambda p=prompt: model.generate(p, max_tokens=1, ignore_eos=True))
+                shares.setdefault(profile, []).append(warm / cold)
+    return {"work": f"{PREFILLED} tokens; warm time / cold time", **{p: summary(v, 3) for p, v in shares.items()}}
+
+
+def speculation() -> dict[str, Any]:
+    """Text that repeats itself, with guesses and without."""
+    prompt = [220, 504, 2365, 6354, 16438, 22582, 690, 260, 23790, 2767, 30] * 12
+    result: dict[str, Any] = {"work": "96 tokens after a sentence said twelve times, 2 threads; with / without"}
+    for profile in ("fp32", "gguf"):
+        with ours(profile, 2) as plain, ours(profile, 2, speculation="lookup") as guessing:
+            for temperature in (0.0, 0.8):
+                options = {"max_tokens": 96, "ignore_eos": True, "temperature": temperature, "seed": 1}
+                texts: dict[str, list[int]] = {}
+
+                def run(name: str, model: gnomon.Model, o: dict[str, Any], kept: dict[str, list[int]]) -> float:
+                    return rate(96, lambda: kept.update({name: model.generate(prompt, **o).token_ids}))
+
+                rates = in_turn(
+                    {
+                        "without": lambda o=options, t=texts, m=plain: run("without", m, o, t),
+                        "with": lambda o=options, t=texts, m=guessing: run("with", m, o, t),
+                    },
+                    3,
+                )
+                found = ratios(rates, {"speed": ("with", "without")})["speed"]
+                result[f"{profile}, temperature {temperature}"] = {
+                    **found,
+                    "identical": texts["with"] == texts["without"],
+                }
+    return result
+
+
+def operators() -> dict[str, Any]:
+    """The canonical products and attention against torch's own in the same engine, operator by operator."""
+    result: dict[str, Any] = {"work": "fp32, 2 threads, layers operator by operator in both; canonical / torch's own"}
+    with ours("fp32", 2) as canonical, ours("fp32", 2) as swapped:
+        for model, replace in ((canonical, False), (swapped, True)):
+            torch_in_place_of_ours(model, replace=replace)
+        for count in (1, 16):
+            prompts = [[100 + 7 * n + place for place in range(16)] for n in range(count)]
+            runs: dict[str, Work] = {
+                name: lambda m=model, p=prompts: rate(
+                    16 * len(p), lambda: m.generate(p, max_tokens=16, ignore_eos=True)
+                )
+                for name, model in (("canonical", canonical), ("torch's own", swapped))
+            }
+            result[f"batch {count}"] = report(in_turn(runs, 4), {"speed": ("canonical", "torch's own")})
+    return result
+
+
+SECTIONS = {f.__name__: f for f in (decode, prefill, concurrent, prefix, speculation, operators)}
 
 
 def main() -> None:
-    prompt, long_prompt = list(range(100, 116)), list(range(100, 100 + PROMPT_TOKENS))
-    runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
-    for name, options in {
-        "gnomon fp32": {"profile": "fp32"},
-        "gnomon bf16": {"profile": "bf16"},
-        "gnomon int8": {"profile": "int8"},
-        "gnomon gguf": {"profile": "gguf"},
-        "gnomon fp32, torch kernels": {"profile": "fp32", "kernel": "torch"},
-    }.items():
-        model = gnomon.load(MODEL, speculation="off", ledger=False, **options)
-        runs[name] = (
-            lambda m=model: m.generate(prompt, max_tokens=TOKENS, ignore_eos=True),
-            lambda m=model: m.logits(long_prompt[:PROMPT_TOKENS]),
-        )
-    base = gnomon.load(MODEL, kernel="torch")
-    assert base.network is not None
-    fp32 = hf_module(base.network, base.checkpoint)
-    bf16 = transformers.AutoModelForCausalLM.from_config(fp32.config, dtype=torch.bfloat16)
-    bf16.load_state_dict(fp32.state_dict())
-    for name, module in {"transformers fp32": fp32, "transformers bf16": bf16.eval()}.items():
-        options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
-
-        def decode(m: Any = module, o: dict[str, Any] = options) -> None:
-            with torch.inference_mode():
-                m.generate(torch.tensor([prompt]), **o)
-
-        def prefill(m: Any = module) -> None:
-            with torch.inference_mode():
-                m(torch.tensor([long_prompt]))
-
-        runs[name] = (decode, prefill)
-    if (peer := llama_cpp(prompt, long_prompt)) is not None:
-        runs["llama.cpp Q4_1"] = peer
-    rates: dict[str, dict[str, list[float]]] = {name: {"decode": [], "prefill": []} for name in runs}
-    for round_ in range(ROUNDS + 1):
-        for name, (decode_, prefill_) in runs.items():
-            seconds, prefill_seconds = timed(decode_), timed(prefill_)
-            if round_:  # the first round warms up
-                rates[name]["decode"].append(TOKENS / seconds)
-                rates[name]["prefill"].append(PROMPT_TOKENS / prefill_seconds)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    chosen = parser.parse_args().sections
+    result: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    result = {name: value for name, value in result.items() if name in SECTIONS}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    result: dict[str, Any] = {
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {available_threads()} threads",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "commit": commit.stdout.strip(),
-        "work": f"{MODEL}, batch 1, {TOKENS} tokens decoded; prefill with logits of {PROMPT_TOKENS} tokens; tokens/s",
-        "rates": {
-            name: {
-                kind: {"median": round(statistics.median(v), 1), "min": round(min(v), 1), "max": round(max(v), 1)}
-                for kind, v in kinds.items()
-            }
-            for name, kinds in rates.items()
-        },
-    }
-
-    def ratio(ours: str, theirs: str, kind: str) -> float:
-        return round(statistics.median(rates[ours][kind]) / statistics.median(rates[theirs][kind]), 2)
-
-    result["ratios"] = {
-        f"{kind} {dtype}: gnomon / transformers": ratio(f"gnomon {dtype}", f"transformers {dtype}", kind)
-        for dtype in ("fp32", "bf16")
-        for kind in ("decode", "prefill")
-    }
-    if "llama.cpp Q4_1" in rates:
-        for kind in ("decode", "prefill"):
-            result["ratios"][f"{kind}: gnomon gguf / llama.cpp"] = ratio("gnomon gguf", "llama.cpp Q4_1", kind)
-    result["ratios"]["prefill: gnomon int8 / transformers bf16"] = ratio("gnomon int8", "transformers bf16", "prefill")
-    target = ROOT / "benchmarks" / "results" / "engine.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    for name in chosen:
+        load = os.getloadavg()[0]
+        found = SECTIONS[name]()
+        result[name] = {
+            **found,
+            "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} CPUs, "
+            f"load {load:.0f} before and {os.getloadavg()[0]:.0f} after",
+            "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+            "commit": commit.stdout.strip(),
+        }
+        TARGET.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps({name: result[name]}, indent=2), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

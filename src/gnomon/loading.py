@@ -15,6 +15,7 @@ from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import Network, build_network
 from gnomon.capability import Registry, Resolved, load_attribute
 from gnomon.engine.drafting import PromptLookup
+from gnomon.engine.memory import give_back
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import UsageError
@@ -121,6 +122,7 @@ def load(
     network = build_network(checkpoint, ops)
     if not isinstance(network, Decoder):
         _only_on_cpu(device, f"`{network.architecture}`, which is not one of gnomon's own networks,")
+    give_back()
     profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
     worker = start_engine(
         network,

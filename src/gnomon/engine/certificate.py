@@ -23,6 +23,7 @@ import torch
 from gnomon.arch.network import Network
 from gnomon.engine.drafting import Drafter
 from gnomon.engine.engine import Engine
+from gnomon.engine.probes import probe_sampler
 from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
 from gnomon.engine.runner import PagedRunner
 from gnomon.kernels.batch import PAGE
@@ -102,7 +103,11 @@ def certify(
     if operators is None:
         return Certificate(fingerprint, profile, (), "", "", _machine(None), 0.0, covered=False)
     solo = _Run(network, sides).alone()
-    probes = [*probe_operators(operators), probe("the engine", _scenarios(_Run(network, sides), solo))]
+    probes = [
+        *probe_operators(operators),
+        probe("the sampler", probe_sampler()),
+        probe("the engine", _scenarios(_Run(network, sides), solo)),
+    ]
     return Certificate(
         fingerprint=fingerprint,
         profile=profile,
@@ -165,19 +170,23 @@ class _Run:
         runner = PagedRunner(self.network, page_count=pages)
         return Engine(runner, max_sequences=8, token_budget=budget, drafter=drafter)
 
-    def submit(self, engine: Engine, prompt: list[int], name: str = "probe", **changes: Any) -> _Seen:
+    def submit(
+        self, engine: Engine, prompt: list[int], name: str = "probe", *, salt: str = "", **changes: Any
+    ) -> _Seen:
         seen = _Seen()
         params = SamplingParams(**{**self.params.__dict__, **changes})
-        on_prompt, on_finish = seen.prompt.extend, seen.finished.append
         # With patches the company runs without them: nobody's bits may depend on anybody else's.
         sides = self.sides if name in ("probe", "first") else ()
-        request = Request(name, prompt, params, on_token=seen.on_token, on_prompt=on_prompt, on_finish=on_finish)
+        request = Request(name, prompt, params, on_token=seen.on_token, cache_salt=salt)
+        request.on_prompt, request.on_finish = seen.prompt.extend, seen.finished.append
         engine.submit(replace(request, sides=sides, side_names=("patched",) * len(sides)))
         return seen
 
     def alone(self, **settings: Any) -> _Seen:
-        engine = self.engine(**settings)
-        seen = self.submit(engine, self.prompt)
+        return self.submit_and_drain(self.engine(**settings))
+
+    def submit_and_drain(self, engine: Engine, **changes: Any) -> _Seen:
+        seen = self.submit(engine, self.prompt, **changes)
         _drain(engine)
         return seen
 
@@ -203,11 +212,18 @@ def _scenarios(run: _Run, solo: _Seen) -> Iterator[tuple[str, bool]]:
     yield "among other requests", company and seen.tokens == expected
 
     engine = run.engine()
-    run.submit(engine, run.prompt, "first", seed=9)
-    _drain(engine)
-    seen = run.submit(engine, run.prompt)
-    _drain(engine)
+    run.submit_and_drain(engine, name="first", seed=9)
+    seen = run.submit_and_drain(engine)
     yield "on a warm prefix cache", seen.finished[0].cached_tokens == PAGE and seen.tokens == expected
+
+    seen = run.submit_and_drain(engine, salt="other")
+    yield "under another salt", seen.finished[0].cached_tokens == 0 and seen.tokens == expected
+
+    engine = run.engine()
+    before = [(token + 1) % run.network.vocab_size for token in run.prompt[:PAGE]]
+    run.submit(engine, before + run.prompt[:PAGE] + before[:1], "the same page later in a text", max_tokens=1)
+    _drain(engine)
+    yield "after the same page elsewhere", run.submit_and_drain(engine).tokens == expected
 
     engine = run.engine(pages=3)
     run.submit(engine, run.prompt[:62], "older", seed=5, max_tokens=12)
@@ -217,8 +233,7 @@ def _scenarios(run: _Run, solo: _Seen) -> Iterator[tuple[str, bool]]:
 
     text = run.prompt + [token for token, _ in expected]
     engine = run.engine(drafter=lambda: _Guesses(text, run.network.vocab_size))
-    seen = run.submit(engine, run.prompt)
-    _drain(engine)
+    seen = run.submit_and_drain(engine)
     yield "with drafts", engine.accepted_tokens > 0 and seen.tokens == expected
 
     engine = run.engine()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gnomon.engine.drafting import Drafter, PromptLookup
 from gnomon.engine.engine import Engine, EngineStats
+from gnomon.engine.memory import Housekeeper
 from gnomon.engine.request import Request
 from gnomon.engine.runner import Runner
 from gnomon.errors import NotReady, UsageError
@@ -156,7 +157,7 @@ class EngineWorker:
             self._wake.notify()
 
     def _loop(self) -> None:
-        busy = False
+        busy, housekeeper = False, Housekeeper()
         while True:
             with self._wake:
                 while not (busy or self._inbox or self._closing):
@@ -168,6 +169,7 @@ class EngineWorker:
             for action in actions:
                 action()
             busy = self._engine.step()
+            housekeeper.after(busy)
         self._end_all()
 
     def _end_all(self) -> None:

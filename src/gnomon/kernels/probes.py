@@ -48,6 +48,7 @@ def probe_operators(operators: Operators) -> list[Probe]:
     return [
         probe("rows of a product", _rows(operators)),
         probe("threads", _threads(operators)),
+        probe("the caller's rounding mode", _modes(operators)),
         probe("attention in pieces", _attention(operators)),
         probe("residual norm in two steps", _norm(operators)),
     ]
@@ -105,6 +106,21 @@ def _threads(operators: Operators) -> Iterator[tuple[str, bool]]:
             yield f"{count} threads instead of {own}", torch.equal(operators.linear(x, weight), whole)
     finally:
         operators.use_threads(own)
+
+
+def _modes(operators: Operators) -> Iterator[tuple[str, bool]]:
+    """Whether small numbers are flushed to zero is the caller's setting: it must not reach the native kernels."""
+    weight, x = _weight(operators, SHAPES[0]), _numbers(5, SHAPES[0][1])
+    small = x * 2.0**-120 * 2.0**-12
+    plain = operators.linear(small, weight)
+    if operators.kernel != "native" or not torch.set_flush_denormal(True):
+        yield "no mode to change", True
+        return
+    try:
+        flushed = operators.linear(small, weight)
+    finally:
+        torch.set_flush_denormal(False)
+    yield "products of denormals", torch.equal(flushed, plain)
 
 
 def _attend(operators: Operators, pieces: list[int]) -> Tensor:
