@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import Network, build_network
 from gnomon.capability import Registry, Resolved, load_attribute
+from gnomon.engine.draft_model import DraftModel
 from gnomon.engine.drafting import PromptLookup
 from gnomon.engine.memory import give_back
 from gnomon.engine.runner import PagedRunner
@@ -81,7 +82,8 @@ def load(
     profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
     max_context: refuse longer sequences than this, below the model's own limit.
-    speculation: "lookup" (drafts from the text so far, confirmed by the model: the same output, sooner) | "off".
+    speculation: where drafts come from, which the model then confirms (the same output, sooner): "lookup" (the text so
+    far) | "draft" (these weights in fewer bits) | "draft:REF" (another model of the same vocabulary) | "off".
     ledger: note every generation in the ledger, to be replayed (default: yes, unless GNOMON_LEDGER=0).
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
@@ -132,6 +134,7 @@ def load(
         token_budget=token_budget,
         max_context=max_context,
         speculation=speculation,
+        draft=_draft_model(speculation, checkpoint, network, threads, max_context),
     )
     return Model(
         checkpoint,
@@ -154,11 +157,13 @@ def start_engine(
     token_budget: int = 256,
     max_context: int | None = None,
     speculation: str = "lookup",
+    draft: DraftModel | None = None,
 ) -> EngineWorker:
     """An engine thread over a network, with key-value pages for what it may run at once."""
-    if speculation not in SPECULATION:
+    if draft is None and speculation not in SPECULATION:
+        known = [*SPECULATION, "draft", "draft:REF"]
         raise UsageError(
-            f"Unknown speculation `{speculation}`.", hint=f"Known: {', '.join(SPECULATION)}.", param="speculation"
+            f"Unknown speculation `{speculation}`.", hint=f"Known: {', '.join(known)}.", param="speculation"
         )
     context = min(network.max_context, max_context or network.max_context)
     per_sequence = -(-context // PAGE)
@@ -176,7 +181,7 @@ def start_engine(
         fingerprint=fingerprint,
         max_sequences=max_sequences,
         token_budget=token_budget,
-        drafter=SPECULATION[speculation],
+        drafter=SPECULATION[speculation] if draft is None else draft.drafter,
         sentinel_every=SENTINEL_EVERY,
     )
 
@@ -184,6 +189,24 @@ def start_engine(
 def _only_on_cpu(device: str | None, what: str) -> None:
     if device not in (None, "cpu"):
         raise UsageError(f"{what} does not run on device `{device}`.", hint="Use device='cpu'.", param="device")
+
+
+def _draft_model(
+    speculation: str, checkpoint: Checkpoint, network: Network, threads: int | None, max_context: int | None
+) -> DraftModel | None:
+    """What guesses for speculation="draft" and "draft:REF", in the profile that decodes fastest; None otherwise."""
+    kind, _, reference = speculation.partition(":")
+    if kind != "draft":
+        return None
+    source = open_checkpoint(reference) if reference else checkpoint
+    guesser = build_network(source, make_operators("gguf" if source.has_blocks else "int8", threads=threads))
+    if guesser.vocab_size != network.vocab_size:
+        raise UsageError(
+            f"The draft model `{source.reference}` has {guesser.vocab_size} tokens, this one {network.vocab_size}.",
+            hint="Draft with a model of the same family, or with speculation='draft'.",
+            param="speculation",
+        )
+    return DraftModel(guesser, max_context or network.max_context)
 
 
 def _free_memory() -> int:

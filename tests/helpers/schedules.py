@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from gnomon.arch.network import Network
+from gnomon.engine.drafting import Choose
 from gnomon.engine.engine import Engine
 from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
 from gnomon.engine.runner import PagedRunner
@@ -67,10 +68,13 @@ class HalfRight:
     def __init__(self, texts: list[list[int]]) -> None:
         self.texts = texts
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def propose(self, tokens: list[int], most: int, choose: Choose) -> list[int]:
         own = next((text for text in self.texts if text[: len(tokens)] == tokens), [])
         guess = own[len(tokens) : len(tokens) + most]
         return [token + (len(tokens) % 3 == 0) for token in guess]
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from gnomon.arch.network import Network
-from gnomon.engine.drafting import Drafter
+from gnomon.engine.drafting import Choose, Drafter
 from gnomon.engine.engine import Engine
 from gnomon.engine.probes import probe_sampler
 from gnomon.engine.request import Decision, Finished, PromptLogprob, Request, SamplingParams, TokenEvent
@@ -151,9 +151,12 @@ class _Guesses:
     def __init__(self, text: list[int], vocabulary: int) -> None:
         self.text, self.vocabulary = text, vocabulary
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def propose(self, tokens: list[int], most: int, choose: Choose) -> list[int]:
         right = self.text[len(tokens) : len(tokens) + most]
         return right if len(tokens) % 2 else [(token + 1) % self.vocabulary for token in right]
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 class _Run:

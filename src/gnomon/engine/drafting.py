@@ -6,18 +6,26 @@ Accepted is only what the request's own seeded draw gives: the output is that of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 16
 """Most tokens of one draft."""
+Choose = Callable[["Tensor", int], int]
+"""(logits_V, how many tokens after the next one) -> the token that the sequence's own noise would draw from them."""
 
 
 class Drafter(Protocol):
     """One sequence's guesser."""
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def propose(self, tokens: list[int], most: int, choose: Choose) -> list[int]:
         """At most `most` tokens that may follow."""
+
+    def close(self) -> None:
+        """The sequence is over."""
 
 
 def certain(stages: Iterable[object], most: int) -> list[int]:
@@ -40,7 +48,7 @@ class PromptLookup:
         self._seen: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def propose(self, tokens: list[int], most: int, choose: Choose) -> list[int]:
         self._learn(tokens)
         for n in self.GRAMS:
             place = self._after.get(tuple(tokens[-n:]))
@@ -48,6 +56,9 @@ class PromptLookup:
                 followed = tokens[place:]
                 return (followed * (most // len(followed) + 1))[:most]  # a loop goes on
         return []
+
+    def close(self) -> None:
+        """Nothing to free."""
 
     def _learn(self, tokens: list[int]) -> None:
         """N-grams that end before the last token; a text that was rolled back is read again."""

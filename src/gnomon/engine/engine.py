@@ -243,7 +243,7 @@ class Engine:
             if sequence.drafts or len(running) > MOST_DRAFTING:
                 continue
             if (most := min(left, sequence.draft_length.next())) > 0:
-                guesses = sequence.drafter.propose(sequence.tokens, most)
+                guesses = sequence.drafter.propose(sequence.tokens, most, sequence.sampler.guess)
                 sequence.drafts = list(takewhile(lambda token: 0 <= token < self.runner.vocab_size, guesses))
 
     def _advance(self, sequence: Sequence, count: int, logits_RV: Tensor) -> None:
@@ -346,6 +346,8 @@ class Engine:
             return
         self.scheduler.remove(sequence)
         self.runner.release(sequence.number)
+        if sequence.drafter is not None:
+            sequence.drafter.close()
         finished = Finished(
             reason,
             error,

@@ -75,6 +75,10 @@ class RequestSampler:
             return Draw(token_id)
         return Draw(token_id, logprobs.of_token(token_id), logprobs.top)
 
+    def guess(self, logits_V: Tensor, ahead: int) -> int:
+        """What `draw` would choose from these logits for the token `ahead` places after the next, stages aside."""
+        return self._choose(logits_V.numpy(), ahead)
+
     def accept(self, token_id: int) -> None:
         """The token now belongs to the text."""
         self.generated.append(token_id)
@@ -130,13 +134,13 @@ class RequestSampler:
         row_V[output] -= np.float32(params.frequency_penalty) * times
         row_V[output] -= np.float32(params.presence_penalty)
 
-    def _choose(self, row_V: NDArray[np.float32]) -> int:
+    def _choose(self, row_V: NDArray[np.float32], ahead: int = 0) -> int:
         """Greedy: the greatest, lowest id among equals. Otherwise filter and draw."""
         best = int(row_V.argmax())
         if self.params.greedy:
             return best
         z_V = (row_V.astype(np.float64) - float(row_V[best])) / self.params.temperature
-        noise = Noise(self.params.seed, self.request.stream_index, len(self.generated), self.rollbacks)
+        noise = Noise(self.params.seed, self.request.stream_index, len(self.generated) + ahead, self.rollbacks)
         kept_K = filter_tokens(z_V, self.params.top_k, self.params.top_p, self.params.min_p)
         if kept_K is None:
             return draw_all(z_V, noise)
