@@ -210,7 +210,7 @@ def speed() -> dict[str, Any]:
     if not (BENCH / "llmguard").exists():
         return {"skipped": "no .bench/llmguard"}
     peer, guard = Peer("llmguard", LLM_GUARD), Guard({"output": ["secrets"]})
-    examples = json.loads(gzip.open(DATA / "llm_guard_bench_input_examples.json.gz").read())
+    examples = json.loads(gzip.decompress((DATA / "llm_guard_bench_input_examples.json.gz").read_bytes()))
     result = {}
     for name in ("Secrets", "Anonymize"):
         text = examples[name]
