@@ -184,7 +184,7 @@ class PatchTable:
             return self._recall(entry)
         if trusted and (entry.endswith(".safetensors") or Path(entry).is_dir()):
             return self.lay(entry)
-        raise self._unknown(entry)
+        raise self._unknown(entry, trusted=trusted)
 
     def preload(self, entries: Iterable[str]) -> list[str]:
         """The operator's own defaults, files among them, loaded once -> their names."""
@@ -210,8 +210,10 @@ class PatchTable:
             )
         return laid
 
-    def _unknown(self, name: str) -> PatchNotFound:
-        hint = nearest(name, self._by_name) if self._by_name else "No patch is loaded."
+    def _unknown(self, name: str, *, trusted: bool = False) -> PatchNotFound:
+        hint = nearest(name, self._by_name) if self._by_name else "There is none."
+        if trusted:
+            hint += " A file or directory works too: NAME.patch.safetensors, or a PEFT LoRA directory."
         return PatchNotFound(f"No patch `{name[:100]}` is loaded.", hint=hint, param="patches")
 
 

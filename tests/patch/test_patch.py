@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gnomon.errors import PatchError, WrongBase
 from gnomon.models.patch import Delta, Dense, LowRank, Patch, Sparse
+from gnomon.models.patch.deltas import product
 from gnomon.models.reference import open_checkpoint
 from helpers.tiny import write_tiny_model
 
@@ -278,3 +279,23 @@ def test_a_killed_save_leaves_the_old_file_whole(tmp_path: Path) -> None:
         writer.wait()
         writer.stdout.close()
         assert Patch.load(path) in (old, new)
+
+
+def test_a_low_rank_delta_has_the_same_bits_whatever_the_matrix_library_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    up, down = torch.randn(300, 9, generator=g), torch.randn(9, 400, generator=g)
+    up[:50] = torch.tensor([1.0, 2.0**-24, 0, 0, 0, 0, 0, 0, 0])  # sums that lie between two float32 numbers
+    down[:, :50] = 1.0
+    expected = product(up, down)
+    assert torch.equal(product(down.T, up.T).T, expected)
+    matmul = torch.Tensor.__matmul__
+
+    def sloppy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """As exact as a library must be, and no more."""
+        noise = (torch.rand(a.shape[0], b.shape[1], generator=g) - 0.5) * 2.0**-52
+        return matmul(a, b) + noise * 9 * matmul(a.abs(), b.abs())
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", sloppy)
+    for _ in range(5):
+        assert torch.equal(product(up, down), expected)
+    assert not torch.equal((up.double() @ down.double()).float(), expected)  # without the care it would show
