@@ -77,7 +77,7 @@ def load(
 ) -> Model:
     """Open a model by reference; a missing free zoo model is fetched, with progress.
 
-    ref: zoo name, directory, .gguf file, hf:, pip:, recipe file, or a Checkpoint in memory (a patched or merged one);
+    ref: zoo name, directory, .gguf file, hf:, pip:, recipe or merge file, or a Checkpoint in memory (patched, merged);
     default smollm2-135m-instruct.
     profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
@@ -244,7 +244,7 @@ def open_reference(ref: str | Path, *, fetch: bool = True) -> Checkpoint:
     return open_checkpoint(source, fetch=fetch) if isinstance(source, str | Path) else source
 
 
-def _resolve(ref: str | Path) -> Resolved:
+def _resolve(ref: str | Path | Checkpoint) -> Resolved:
     """Let registered resolvers (recipe, merge file, ensemble) turn a reference into a model and its defaults.
 
     What a resolver gives may itself be a reference to resolve: a recipe's `model: merge.yaml`.

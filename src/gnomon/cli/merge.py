@@ -162,3 +162,105 @@ def methods(json: bool = JSON) -> None:
         ("METHOD", "BASE", "PARAMETERS", ""),
         [(r["name"], r["base"], ", ".join(r["parameters"]), r["help"]) for r in rows],
     )
+
+
+@app.command()
+def check(
+    file: Path = FILE,
+    threads: int = THREADS,
+    unsafe_truncate_embeddings: bool = TRUNCATE,
+    json: bool = JSON,
+) -> None:
+    """Will this merge make sense? Networks, vocabularies, templates, distances, sign conflicts, with reasons.
+
+    Exit code 1 when it cannot be done.
+    """
+    from dataclasses import asdict
+
+    from gnomon.merge.build import MergeRun
+    from gnomon.merge.check import check as look
+
+    found = look(file, MergeRun(threads=threads, truncate_embeddings=unsafe_truncate_embeddings))
+    if json:
+        print_json(asdict(found) | {"ok": found.ok})
+    else:
+        rows = [(f.level, f.what, f.advice) for f in found.findings]
+        rows += [("distance", f"{name}: {far:.4f} of the base's norm", None) for name, far in found.distances.items()]
+        rows += [("cosine", f"{pair}: {value:.3f}", None) for pair, value in found.cosines.items()]
+        if found.sign_conflicts is not None:
+            rows.append(("signs", f"{found.sign_conflicts:.1%} of the parameters change in opposite directions", None))
+        print_table(("", "FOUND", "ADVICE"), rows)
+        print("The merge can be done." if found.ok else "The merge cannot be done as it is.")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    file: Path = FILE,
+    model: Path = typer.Option(None, "--model", help="The written model; default: what it would be is computed."),
+    text: Path = typer.Option(None, "--text", help="A text on which inputs and result are measured."),
+    tokens: int = typer.Option(2000, "--tokens", help="How many tokens of it."),
+    html: Path = typer.Option(None, "--html", help="Write one self-contained page here."),
+    seed: int = SEED,
+    threads: int = THREADS,
+    json: bool = JSON,
+) -> None:
+    """What came of a merge: per layer norms, cosines, sign conflicts, NaN; perplexities before and after."""
+    from gnomon.loading import open_reference
+    from gnomon.merge.perplexity import read_text
+    from gnomon.merge.report import report as make
+    from gnomon.merge.report import write_html
+
+    merged = _open(file, seed=seed, threads=threads, allow_nonfinite=True)
+    result = open_reference(model) if model is not None else None
+    found = make(merged, result=result, text=read_text(text) if text else None, most_tokens=tokens)
+    if html is not None:
+        write_html(found, html)
+    if json:
+        print_json(found.to_dict())
+        return
+    names = list(found.whole.relative)
+    rows = [
+        (g.name, *(f"{g.relative[n]:.4f}" for n in names), *(f"{g.cosine[n]:.3f}" for n in names[:-1]),
+         f"{g.sign_conflicts:.1%}", g.nonfinite)
+        for g in [*found.groups, found.whole]
+    ]  # fmt: skip
+    print_table(("", *names, *(f"cos {n}" for n in names[:-1]), "CONFLICTS", "NOT FINITE"), rows)
+    if found.perplexity:
+        print_table(("MODEL", "PERPLEXITY"), [(n, f"{value:.3f}") for n, value in found.perplexity.items()])
+
+
+@app.command()
+def sweep(
+    file: Path = FILE,
+    sweep: str = typer.Option(..., "--sweep", metavar="NAME=FROM:TO:STEP", help="As weight=0:1:0.1 or lambda=0.5,1."),
+    text: list[Path] = typer.Option(..., "--text", help="A text to measure on; give one per task."),
+    tokens: int = typer.Option(2000, "--tokens", help="How many tokens of each."),
+    plot: Path = typer.Option(None, "--plot", help="Draw the curves here (PNG or SVG; extra `plot`)."),
+    seed: int = SEED,
+    threads: int = THREADS,
+    json: bool = JSON,
+) -> None:
+    """Merge in memory for each value of a parameter and measure each on texts; the best is marked."""
+    from dataclasses import asdict
+
+    from gnomon.merge.build import MergeRun
+    from gnomon.merge.perplexity import read_text
+    from gnomon.merge.sweep import parse_sweep
+    from gnomon.merge.sweep import plot as draw
+    from gnomon.merge.sweep import sweep as run_sweep
+
+    name, values = parse_sweep(sweep)
+    texts = {path.stem: read_text(path) for path in text}
+    found = run_sweep(file, name, values, texts, run=MergeRun(seed=seed, threads=threads), most_tokens=tokens)
+    if plot is not None:
+        draw(found, plot)
+    if json:
+        print_json(asdict(found) | {"best": found.best.value})
+        return
+    rows = [
+        (f"{p.value:g}", *(f"{p.losses[n]:.4f}" for n in texts), f"{p.mean:.4f}", "best" if p is found.best else "")
+        for p in found.points
+    ]
+    print_table((name.upper(), *texts, "MEAN", ""), rows)

@@ -81,6 +81,8 @@ class TensorView:
     threads: int = 1
     cast: torch.dtype | None = None
     """A narrower type that inputs are first rounded to (mergekit's `dtype`)."""
+    statistics: Sequence[Tensor] = ()
+    """For methods that look at data: one tensor per model (statistics.py)."""
     _checked: set[int] = field(default_factory=set)
 
     @property

@@ -16,13 +16,14 @@ from gnomon.errors import ConfigError, MergeError
 from gnomon.kernels import available_threads
 from gnomon.loading import open_reference
 from gnomon.merge.config import MergeOptions, is_merge_file, parse_config, read_documents
-from gnomon.merge.merged import MergedCheckpoint
+from gnomon.merge.merged import Data, MergedCheckpoint
 from gnomon.merge.plan import Planner
 from gnomon.merge.templates import chat_template
 from gnomon.merge.vocabulary import Vocabulary, join_vocabularies
 from gnomon.models.checkpoint import Checkpoint
 
 SUFFIXES = (".yaml", ".yml")
+Source = str | Path | Mapping[str, Any] | MergeOptions
 _opening = threading.local()
 
 
@@ -38,7 +39,7 @@ class MergeRun:
 
 
 def merge(
-    config: str | Path | Mapping[str, Any] | MergeOptions,
+    config: Source,
     *,
     out: str | Path | None = None,
     max_memory: int | str | None = None,
@@ -68,18 +69,35 @@ def merge(
 
 
 def open_merge(
-    config: str | Path | Mapping[str, Any] | MergeOptions,
+    config: Source,
     run: MergeRun | None = None,
     models: Mapping[str, Checkpoint] | None = None,
+    folder: Path | None = None,
 ) -> MergedCheckpoint:
-    """A merge file as a checkpoint. Of several documents the unnamed (or last) one is the result."""
+    """A merge file as a checkpoint. Of several documents the unnamed (or last) one is the result.
+
+    folder: where the relative paths of a mapping start; a file's start where it lies.
+    """
     run = run or MergeRun()
     if isinstance(config, str | Path):
         path = Path(config)
         with _not_twice(path):
             return _documents(read_documents(path), str(path), path.parent, run, dict(models or {}))
     content = config if isinstance(config, MergeOptions) else dict(config)
-    return _one(parse_config(content), "merge", Path(), run, dict(models or {}))
+    return _one(parse_config(content), "merge", folder or Path(), run, dict(models or {}))
+
+
+def open_models(config: Source) -> tuple[MergeOptions, dict[str, Checkpoint]]:
+    """A merge file of one document, and the models that it names."""
+    source, folder, content = "merge", Path(), config
+    if isinstance(config, str | Path):
+        source, folder = str(config), Path(config).parent
+        documents = read_documents(Path(config))
+        if len(documents) != 1:
+            raise ConfigError(f"{source} has {len(documents)} documents; this command takes a file of one.")
+        content = documents[0]
+    options = parse_config(content, source)
+    return options, {reference: _open(reference, folder, source) for reference in options.references()}
 
 
 def _documents(
@@ -144,7 +162,17 @@ def _one(
         vocabulary=vocabulary,
         threads=run.threads or available_threads(),
         allow_nonfinite=run.allow_nonfinite,
+        data=_data(options, folder),
     )
+
+
+def _data(options: MergeOptions, folder: Path) -> Data | None:
+    if options.data is None:
+        return None
+    from gnomon.merge.perplexity import read_text
+
+    path = folder / options.data
+    return Data(read_text(path if path.exists() else Path(options.data)), options.data_tokens)
 
 
 def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -127,6 +127,8 @@ class MergeOptions(_Part):
     modules: dict[str, Module] | None = None
     base_model: Reference | None = None
     parameters: Parameters = {}
+    data: Annotated[str | None, OPERATOR_ONLY, Field(description="A text file, for methods that look at data.")] = None
+    data_tokens: Annotated[int, Field(gt=1, description="How many tokens of it are read.")] = 20_000
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: Reference | None = None
@@ -163,15 +165,19 @@ class MergeOptions(_Part):
             raise ValueError(f"chat_template is one of {', '.join(TEMPLATES)} or a Jinja template")
         return self
 
-    def references(self) -> list[str]:
-        """Every model the file names, in the order of the document, the base first."""
+    def merged_references(self) -> list[str]:
+        """The models that are merged (base included), in the order of the document, the base first."""
         found = [self.base_model] if self.base_model else []
         parts: list[MergeOptions | Module] = [self, *(self.modules or {}).values()]
         for part in parts:
             found += [entry.model for entry in part.models or []]
             for piece in part.slices or []:
                 found += [source.model for source in piece.sources] + ([piece.base_model] if piece.base_model else [])
-        options = self.tokenizer
+        return list(dict.fromkeys(found))
+
+    def references(self) -> list[str]:
+        """Every model the file names, those that only give tokens included."""
+        found, options = self.merged_references(), self.tokenizer
         sources = [self.tokenizer_source, options.source if options else None]
         found += [source for source in sources if source and source not in ("union", "base")]
         for rule in options.tokens.values() if options else ():

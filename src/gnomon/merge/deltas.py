@@ -21,13 +21,15 @@ def combine(
     normalize: divide by the weights that took part (where they cancel, by 1).
     """
     base_RC = block.base
-    weighted_RC = [delta_RC * share for delta_RC, share in zip(deltas_RC, weight, strict=True)]
+    # a weight is rounded to the tensors' type first: under compat that is what mergekit multiplies by
+    shares = torch.tensor(list(weight), dtype=base_RC.dtype)
+    weighted_RC = [delta_RC * share for delta_RC, share in zip(deltas_RC, shares, strict=True)]
     if not weighted_RC:
         return base_RC
     if elect:
-        merged_RC, divisor = _elected(weighted_RC, weight, normalize)
+        merged_RC, divisor = _elected(weighted_RC, shares, normalize)
     else:
-        merged_RC, divisor = _sum(weighted_RC), torch.tensor(float(sum(weight)), dtype=base_RC.dtype)
+        merged_RC, divisor = _sum(weighted_RC), shares.sum()
     if normalize:
         divisor = torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
         merged_RC = merged_RC / divisor
@@ -43,10 +45,10 @@ def _sum(parts_RC: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts_RC)).sum(0)  # half types: accumulated in float32, rounded once
 
 
-def _elected(weighted_RC: Sequence[Tensor], weight: Sequence[float], normalize: bool) -> tuple[Tensor, Tensor]:
+def _elected(weighted_RC: Sequence[Tensor], shares: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     positive = _sum(weighted_RC) >= 0
     kept_RC, shares_RC = [], []
-    for part_RC, share in zip(weighted_RC, weight, strict=True):
+    for part_RC, share in zip(weighted_RC, shares, strict=True):
         agrees = torch.where(positive, part_RC > 0, part_RC < 0)
         kept_RC.append(part_RC * agrees)
         if normalize:

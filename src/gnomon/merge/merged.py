@@ -6,8 +6,10 @@ identities without computing a tensor.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,18 @@ if TYPE_CHECKING:
 Write = Callable[[int, "Tensor"], None]
 
 
+@dataclass(frozen=True)
+class Data:
+    """A text that methods may look at, and how many of its tokens."""
+
+    text: str
+    tokens: int
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.tokens}\0{self.text}".encode()).hexdigest()
+
+
 class MergedCheckpoint(Checkpoint):
     """Models, a plan, and how to run it. vocabulary: the joined one, where the plan has one."""
 
@@ -43,6 +57,7 @@ class MergedCheckpoint(Checkpoint):
         vocabulary: Vocabulary | None = None,
         threads: int = 1,
         allow_nonfinite: bool = False,
+        data: Data | None = None,
     ) -> None:
         self.plan = plan
         self.models = models
@@ -55,6 +70,8 @@ class MergedCheckpoint(Checkpoint):
         self.generation_config = self.donor.generation_config
         self.chat_template = chat_template if chat_template is not None else self.donor.chat_template
         self.threads = threads
+        self.data = data
+        self._statistics: dict[str, Mapping[str, Tensor]] = {}
         self.allow_nonfinite = allow_nonfinite
         self._plans = {tensor.name: tensor for tensor in plan.tensors}
         self._random = _randomness(plan)
@@ -109,7 +126,28 @@ class MergedCheckpoint(Checkpoint):
             labels=[source.model for source in planned.inputs],
             allow_nonfinite=self.allow_nonfinite,
             cast=getattr(torch, planned.cast) if planned.cast else None,
+            statistics=self._statistics_of(planned, method.statistics),
         )
+
+    def _statistics_of(self, planned: TensorPlan, kind: str | None) -> list[Tensor]:
+        """What a method that looks at data needs of this tensor; empty where a model has nothing to say about it."""
+        if kind is None:
+            return []
+        if self.data is None:
+            raise MergeError(
+                f"`{planned.method}` looks at data.", hint="Set `data:` to a text file in the merge file.", param="data"
+            )
+        from gnomon.merge.statistics import statistics
+
+        found = []
+        with self._lock:
+            for source in planned.sources:
+                if source.model not in self._statistics:
+                    model, data = self.models[source.model], self.data
+                    self._statistics[source.model] = statistics(kind, model, data.text, most_tokens=data.tokens)
+                if source.tensor in self._statistics[source.model]:
+                    found.append(self._statistics[source.model][source.tensor])
+        return found if len(found) == len(planned.sources) else []
 
     def _reader(self, planned: TensorPlan, source: Source) -> Reader:
         if planned.table and self.vocabulary is not None:
@@ -137,7 +175,9 @@ class MergedCheckpoint(Checkpoint):
     def identity(self) -> str:
         inputs = {reference: checkpoint.identity for reference, checkpoint in self.models.items()}
         vocabulary = self.vocabulary.digest if self.vocabulary is not None else None
-        parameters = {"plan": self.plan.digest(inputs), "vocabulary": vocabulary}
+        parameters: dict[str, Any] = {"plan": self.plan.digest(inputs), "vocabulary": vocabulary}
+        if self.data is not None:
+            parameters["data"] = self.data.digest
         return identity.derived("merge", parameters, sorted(inputs.values()))
 
     def tokenizer(self) -> Tokenizer:

@@ -89,6 +89,7 @@ class MergeMethod:
     whole: bool
     reference: str
     compat_dtype: Literal["input", "float32"] = "input"
+    statistics: Literal["gram", "fisher"] | None = None
     version: int = 1
 
     @property
@@ -158,13 +159,25 @@ def merge_method(
     whole: bool = False,
     reference: str = "",
     compat_dtype: Literal["input", "float32"] = "input",
+    statistics: Literal["gram", "fisher"] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a method. scratch: block-sized temporaries per model, for the planner."""
+    """Register a method. scratch: temporaries per model, for the planner. statistics: what it needs of data."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        parameters = _schema(function)
         _METHODS[name] = MergeMethod(
-            name, function, measure, base, sources, parameters, draw, check, scratch, whole, reference, compat_dtype
+            name=name,
+            function=function,
+            measure=measure,
+            base=base,
+            sources=sources,
+            parameters=_schema(function),
+            draw=draw,
+            check=check,
+            scratch=scratch,
+            whole=whole,
+            reference=reference,
+            compat_dtype=compat_dtype,
+            statistics=statistics,
         )
         return function
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from gnomon.errors import UsageError
 
 SMALLEST_NORM = 1e-7
@@ -20,6 +22,8 @@ def check_density(density: Sequence[float]) -> None:
     check_share("density", density)
 
 
-def l1_scale(before: float, after: float) -> float:
-    """What brings the L1 norm back to what it was; 1 where either is too small to divide."""
-    return before / after if before > SMALLEST_NORM and after > SMALLEST_NORM else 1.0
+def l1_scale(before: float, after: float, dtype: torch.dtype) -> float:
+    """What brings the L1 norm back to what it was, rounded to the arithmetic's type; 1 where one is too small."""
+    if before <= SMALLEST_NORM or after <= SMALLEST_NORM:
+        return 1.0
+    return float(torch.tensor(before, dtype=dtype) / torch.tensor(after, dtype=dtype))

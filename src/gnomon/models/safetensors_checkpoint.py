@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gnomon.models.tokenizer import Tokenizer
 
 LARGEST_HEADER = 100 << 20
+HASH_BYTES = 4 << 20
 TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
@@ -82,13 +83,12 @@ class DirectoryCheckpoint(Checkpoint):
         stored = self._stored[name]
         dtype = getattr(torch, TYPES[stored.dtype])
         size = torch.empty(0, dtype=dtype).element_size()
-        handle = self._handle(stored.file)
 
         def read(start: int, stop: int) -> Tensor:
             data = bytearray((stop - start) * size)
             view, place = memoryview(data), stored.begin + start * size
             while len(view):
-                count = os.preadv(handle, [view], place)
+                count = os.preadv(self._handle(stored.file), [view], place)  # opened again after a close
                 if count == 0:
                     raise CheckpointError(f"{stored.file} became shorter while it was read.")
                 view, place = view[count:], place + count
@@ -108,7 +108,15 @@ class DirectoryCheckpoint(Checkpoint):
 
     def _compute_identity(self) -> str:
         def digest(stored: _Stored) -> str:
-            return hashlib.sha256(memoryview(self._map(stored.file))[stored.begin : stored.end]).hexdigest()
+            # read, not mapped: hashing a model must not make all of it resident
+            found, place = hashlib.sha256(), stored.begin
+            while place < stored.end:
+                part = os.pread(self._handle(stored.file), min(HASH_BYTES, stored.end - place), place)
+                if not part:
+                    raise CheckpointError(f"{stored.file} became shorter while it was read.")
+                found.update(part)
+                place += len(part)
+            return found.hexdigest()
 
         return identity.of_tensors((n, TYPES[s.dtype], s.shape, digest(s)) for n, s in self._stored.items())
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.deltas import combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Cut, greatest
+from gnomon.merge.select import Kept, greatest
 from gnomon.merge.shares import check_density, check_share
 
-Band = tuple[Cut, Cut]
+Band = tuple[Kept, Kept]
 """Kept: among the first cut's elements, not among the second's (the outliers)."""
 
 

@@ -55,7 +55,7 @@ def measure(view: TensorView, *, density: list[float], rescale: str) -> list[flo
         return before + [kept(block, model, share).abs() for model, share in enumerate(density)]
 
     sums = view.sums(norms)
-    return [l1_scale(before, after) for before, after in zip(sums, sums[len(density) :], strict=False)]
+    return [l1_scale(before, after, view.dtype) for before, after in zip(sums, sums[len(density) :], strict=False)]
 
 
 def dropped(block: Block, scales: list[float], density: list[float]) -> list[Tensor]:

@@ -62,7 +62,7 @@ def measure(view: TensorView, *, density: list[float], epsilon: list[float], res
         return before + [kept(block, model, share, spread).abs() for model, (share, spread) in shares]
 
     sums = view.sums(norms)
-    return [l1_scale(before, after) for before, after in zip(sums, sums[len(density) :], strict=False)]
+    return [l1_scale(before, after, view.dtype) for before, after in zip(sums, sums[len(density) :], strict=False)]
 
 
 def dropped(block: Block, scales: list[float], density: list[float], epsilon: list[float]) -> list[Tensor]:

@@ -18,11 +18,11 @@ def changed(block: Block, epsilon: float) -> tuple[Tensor, Tensor]:
 def average(block: Block, epsilon: float, scales: list[float]) -> Tensor:
     masks_nRC, count_RC = changed(block, epsilon)
     alone_RC = count_RC == 1
-    merged_RC = torch.zeros_like(block.base)
+    parts_RC = []
     for delta_RC, mask_RC, scale in zip(block.deltas(), masks_nRC, scales, strict=True):
         part_RC = delta_RC * mask_RC
-        merged_RC += torch.where(alone_RC, part_RC * scale, part_RC) if scale != 1.0 else part_RC
-    return block.base + merged_RC / count_RC.clamp_min(1)
+        parts_RC.append(torch.where(alone_RC, part_RC * scale, part_RC) if scale != 1.0 else part_RC)
+    return block.base + torch.stack(parts_RC).sum(0) / count_RC.clamp_min(1)
 
 
 @merge_method("ram", scratch=8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.registry import merge_method
-from gnomon.merge.select import EVERYTHING, Cut, greatest
+from gnomon.merge.select import EVERYTHING, Kept, greatest
 from gnomon.merge.shares import check_share
 
 
@@ -18,7 +18,7 @@ from gnomon.merge.shares import check_share
 class Measured:
     """Which positions are kept, and each model's share."""
 
-    cut: Cut
+    cut: Kept
     weight: list[float]
 
 
@@ -31,7 +31,7 @@ def variance(block: Block) -> Tensor:
     return torch.stack(block.deltas()).float().var(0, correction=0)
 
 
-def selected(block: Block, cut: Cut) -> list[Tensor]:
+def selected(block: Block, cut: Kept) -> list[Tensor]:
     deltas_RC = block.deltas()
     if cut is EVERYTHING:
         return deltas_RC
@@ -40,7 +40,7 @@ def selected(block: Block, cut: Cut) -> list[Tensor]:
 
 
 def measure(view: TensorView, *, select_topk: float) -> Measured:
-    cut = EVERYTHING
+    cut: Kept = EVERYTHING
     if select_topk < 1:
         varying = sum(view.map(lambda block: int(torch.count_nonzero(variance(block)))))
         cut = greatest(view, lambda block: [variance(block)], [math.floor(select_topk * varying)])[0]
@@ -55,10 +55,11 @@ def sce(block: Block, measured: Measured, *, int8_mask: bool = False, select_top
     deltas_RC = selected(block, measured.cut)
     total_RC = torch.stack(deltas_RC).sum(0)
     positive = total_RC >= 0
-    merged_RC, divisor_RC = torch.zeros_like(total_RC), torch.zeros_like(total_RC)
-    for delta_RC, share in zip(deltas_RC, measured.weight, strict=True):
+    parts_RC, shares_RC = [], []
+    for delta_RC, share in zip(deltas_RC, torch.tensor(measured.weight, dtype=total_RC.dtype), strict=True):
         agrees_RC = torch.where(positive, delta_RC > 0, delta_RC < 0).to(delta_RC.dtype)
-        merged_RC += delta_RC * agrees_RC * share
-        divisor_RC += agrees_RC * share
+        parts_RC.append(delta_RC * agrees_RC * share)
+        shares_RC.append(agrees_RC * share)
+    merged_RC, divisor_RC = torch.stack(parts_RC).sum(0), torch.stack(shares_RC).sum(0)
     divisor_RC = torch.where(divisor_RC == 0, torch.ones_like(divisor_RC), divisor_RC)
     return block.base + merged_RC / divisor_RC

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.deltas import combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Cut, greatest
+from gnomon.merge.select import Kept, greatest
 from gnomon.merge.shares import check_density
 
 
@@ -18,7 +19,7 @@ def trim_count(density: float, count: int) -> int:
     return 0 if density <= 0 else max(1, math.floor(density * count))
 
 
-def measure(view: TensorView, *, density: list[float]) -> list[Cut]:
+def measure(view: TensorView, *, density: list[float]) -> Sequence[Kept]:
     """For each model, the cut that keeps its greatest magnitudes."""
     keeps = [trim_count(share, view.numel) for share in density]
     return greatest(view, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
@@ -27,7 +28,7 @@ def measure(view: TensorView, *, density: list[float]) -> list[Cut]:
 @merge_method("ties", measure=measure, check=check_density, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
 def ties(
     block: Block,
-    measured: list[Cut],
+    measured: Sequence[Kept],
     *,
     weight: PerModel[float],
     density: PerModel[float] = each(1.0),

@@ -1,0 +1,362 @@
+"""Merging against mergekit 0.1.5: 200 random files tensor by tensor, wall time and peak memory, kills, no network.
+
+mergekit (LGPL) runs beside us in its own environment: python -m venv .bench/mergekit, then pip install mergekit==0.1.5
+there (`make bench-setup` where it exists). Usage: python benchmarks/merge.py files|speed|kills|offline|goldens [N].
+Writes benchmarks/results/merge_*.json. Work files lie in the cache, outside of the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from gnomon.models.cache import cache_dir
+from gnomon.models.reference import open_checkpoint
+
+ROOT = Path(__file__).parents[1]
+PEER = ROOT / ".bench" / "mergekit" / "bin"
+WORK = cache_dir() / "bench" / "merge"
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = Path(sys.executable).with_name("gnomon")
+PEER_SCRIPT = """
+import json, sys, warnings, logging
+warnings.filterwarnings("ignore"); logging.disable(logging.CRITICAL)
+import yaml, torch
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+for file, out, seed in json.load(open(sys.argv[1])):
+    try:
+        config = MergeConfiguration.model_validate(yaml.safe_load(open(file)))
+        options = MergeOptions(write_model_card=False, random_seed=seed, quiet=True, num_threads=1)
+        run_merge(config, out, options)
+    except BaseException as error:
+        open(out + ".error", "w").write(f"{type(error).__name__}: {error}")
+"""
+
+
+def tiny_models(folder: Path, dtype: torch.dtype) -> list[str]:
+    """Five tiny Llamas: a base and four models near it."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from helpers.tiny import write_tiny_model
+
+    base = folder / "m0"
+    paths = [str(base)]
+    if not base.exists():
+        write_tiny_model(base)
+        tensors = load_file(base / "model.safetensors")
+        save_file({n: t.to(dtype) for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    tensors = load_file(base / "model.safetensors")
+    for k in range(1, 5):
+        path = folder / f"m{k}"
+        paths.append(str(path))
+        if not path.exists():
+            shutil.copytree(base, path)
+            generator = torch.Generator().manual_seed(k)
+            noisy = {
+                n: (t.float() + 0.03 * t.float().std() * torch.randn(t.shape, generator=generator)).to(dtype)
+                for n, t in sorted(tensors.items())
+            }
+            save_file(noisy, path / "model.safetensors", {"format": "pt"})
+    return paths
+
+
+BASED = ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della",
+         "della_linear", "sce", "ram", "ramplus_tl", "model_stock"]  # fmt: skip
+METHODS = ["linear", "slerp", "nuslerp", "multislerp", "karcher", "nearswap", "arcee_fusion", "passthrough", *BASED]
+RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
+
+
+def setting(draw: random.Random, low: float, high: float) -> Any:
+    """A scalar, a gradient, or a filtered list."""
+    number = lambda: round(draw.uniform(low, high), 3)  # noqa: E731
+    kind = draw.randrange(4)
+    if kind == 0:
+        return [number() for _ in range(draw.randint(2, 4))]
+    if kind == 1:
+        return [{"filter": draw.choice(["mlp", "self_attn", "norm"]), "value": number()}, {"value": number()}]
+    return number()
+
+
+def random_file(seed: int, models: list[str]) -> dict[str, Any]:
+    """A merge file, a function of the seed alone."""
+    draw = random.Random(seed)
+    method = METHODS[seed % len(METHODS)]
+    ranges = {"weight": (0.1, 1.2), "density": (0.2, 1.0), "gamma": (0.0, 0.1), "t": (0.0, 1.0)}
+    per_model = {
+        "linear": ["weight"], "nuslerp": ["weight"], "multislerp": ["weight"], "passthrough": [],
+    } | {m: ["weight"] for m in BASED if m not in ("sce", "ram", "ramplus_tl", "model_stock")}  # fmt: skip
+    names = list(per_model.get(method, []))
+    if method in ("ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"):
+        names.append("density")
+    if method.startswith("breadcrumbs"):
+        names.append("gamma")
+    count = 1 if method in ("slerp", "nearswap", "arcee_fusion", "passthrough") else 2 if method == "nuslerp" else 3
+    chosen = draw.sample(models[1:], count)
+    entries: list[dict[str, Any]] = [{"model": m} for m in chosen]
+    for entry in entries:
+        given = {name: setting(draw, *ranges[name]) for name in names}
+        if method.startswith("della"):
+            given |= {"density": round(draw.uniform(0.35, 0.65), 3), "epsilon": round(draw.uniform(0.05, 0.2), 3)}
+        if given:
+            entry["parameters"] = given
+    content: dict[str, Any] = {"merge_method": method}
+    shared: dict[str, Any] = {}
+    if method in ("slerp", "nearswap"):
+        shared["t"] = setting(draw, 0.0, 1.0)
+    if method in BASED and method not in ("sce", "ram", "ramplus_tl", "model_stock"):
+        shared |= {"normalize": draw.random() < 0.5, "lambda": round(draw.uniform(0.5, 1.2), 2)}
+    if method == "sce":
+        shared["select_topk"] = round(draw.uniform(0.1, 1.0), 2)
+    if method.startswith("ram"):
+        shared["epsilon"] = 0.01
+    if method in ("slerp", "nearswap", "arcee_fusion", *BASED):
+        content["base_model"] = models[0]
+    if draw.random() < 0.35 and method not in ("passthrough",):
+        sources = [{"layer_range": [0, 4], **entry} for entry in entries]
+        if "base_model" in content:
+            sources.append({"model": models[0], "layer_range": [0, 4]})
+        content["slices"] = [
+            {"sources": [{**s, "layer_range": [0, 3]} for s in sources]},
+            {"sources": [{**s, "layer_range": [1, 4]} for s in sources]},
+        ]
+    elif method == "slerp":
+        content["models"] = [*entries, {"model": models[0]}]
+    else:
+        content["models"] = entries
+    if shared:
+        content["parameters"] = shared
+    return content
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Units in the last place between two half-type tensors."""
+
+    def line(x: torch.Tensor) -> torch.Tensor:
+        i = x.contiguous().view(torch.int16).int()
+        return torch.where(i < 0, -(i & 0x7FFF), i)
+
+    return (line(a) - line(b)).abs()
+
+
+def compare(ours: Path, theirs: Path) -> dict[str, Any]:
+    """Worst differences over all tensors."""
+    a = load_file(ours / "model.safetensors")
+    b = {name: tensor for file in sorted(theirs.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    if a.keys() != b.keys():
+        return {"same": False, "why": f"names differ: {sorted(a.keys() ^ b.keys())[:4]}"}
+    worst, over_one, most, elements = 0.0, 0, 0, 0
+    for name, tensor in a.items():
+        if tensor.dtype != b[name].dtype or tensor.shape != b[name].shape:
+            return {"same": False, "why": f"{name}: {tensor.dtype} {tensor.shape}, {b[name].dtype} {b[name].shape}"}
+        elements += tensor.numel()
+        if tensor.dtype is torch.float32:
+            scale = float(b[name].abs().max()) or 1.0
+            worst = max(worst, float((tensor - b[name]).abs().max()) / scale)
+        else:
+            off = ulps(tensor, b[name])
+            over_one, most = over_one + int((off > 1).sum()), max(most, int(off.max()))
+    share = over_one / elements
+    good = worst <= 2e-6 and share <= 0.001
+    return {"same": good, "relative": worst, "share_over_1_ulp": share, "most_ulps": most}
+
+
+def files(count: int = 200) -> None:
+    """Random merge files in fp32 and bf16, ours against mergekit's."""
+    rows, folder = [], WORK / "files"
+    shutil.rmtree(folder, ignore_errors=True)
+    jobs = []
+    for seed in range(count):
+        dtype = torch.float32 if (seed // len(METHODS)) % 2 == 0 else torch.bfloat16
+        models = tiny_models(WORK / str(dtype).removeprefix("torch."), dtype)
+        content = random_file(seed, models)
+        file = folder / f"{seed}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        jobs.append((str(file), str(folder / f"theirs{seed}"), seed))
+        rows.append({"seed": seed, "method": content["merge_method"], "dtype": str(dtype)})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    subprocess.run([PEER / "python", "-c", PEER_SCRIPT, str(folder / "jobs.json")], check=True)
+    from gnomon.merge.build import MergeRun, open_merge
+    from gnomon.merge.writer import write
+
+    for row, (file_name, theirs, seed) in zip(rows, jobs, strict=True):
+        error = Path(theirs + ".error")
+        if error.exists():
+            row["peer_error"] = error.read_text()[:200]
+            continue
+        # compat where numbers are drawn (mergekit's stream), and for bf16 (mergekit's own arithmetic)
+        compat = row["method"] in RANDOM or "bfloat16" in row["dtype"]
+        ours = folder / f"ours{seed}"
+        write(open_merge(file_name, MergeRun(seed=seed, compat=compat)), ours)
+        row |= compare(ours, Path(theirs)) | {"compat": compat}
+        native = folder / f"native{seed}"
+        if compat and row["method"] not in RANDOM:
+            write(open_merge(file_name, MergeRun()), native)
+            row["native"] = compare(native, Path(theirs))
+    ran = [row for row in rows if "same" in row]
+    summary = {
+        "files": count, "peer_refused": len(rows) - len(ran), "equal": sum(row["same"] for row in ran),
+        "native_bf16_equal": [sum(r["native"]["same"] for r in ran if "native" in r), sum("native" in r for r in ran)],
+        "different": [row for row in ran if not row["same"]],
+    }  # fmt: skip
+    put("merge_files", {"summary": summary, "rows": rows})
+    print(json.dumps(summary, indent=1)[:6000])
+
+
+def big_models() -> dict[str, Path]:
+    """SmolLM2-135M in bf16 and three variants with seeded noise on every weight."""
+    folder = WORK / "135m"
+    names = ["base", "one", "two", "three"]
+    if all((folder / name / "config.json").exists() for name in names):
+        return {name: folder / name for name in names}
+    checkpoint = open_checkpoint("smollm2-135m-instruct")
+    config = {**checkpoint.config, "torch_dtype": "bfloat16"}
+    for k, name in enumerate(names):
+        path = folder / name
+        path.mkdir(parents=True, exist_ok=True)
+        generator, tensors = torch.Generator().manual_seed(k), {}
+        for tensor in checkpoint:
+            weight = checkpoint[tensor].float()
+            noise = weight.std() * 0.02 * torch.randn(weight.shape, generator=generator) if k else 0.0
+            tensors[tensor] = (weight + noise).to(torch.bfloat16)
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        checkpoint.tokenizer().backend.save(str(path / "tokenizer.json"))
+        (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        (path / "config.json").write_text(json.dumps(config))
+    return {name: folder / name for name in names}
+
+
+def big_file(method: str) -> Path:
+    """The merge file of one timing."""
+    models = big_models()
+    names = ["one"] if method == "slerp" else ["one", "two", "three"]
+    entries: list[dict[str, Any]] = [{"model": str(models[n])} for n in names]
+    content: dict[str, Any] = {"merge_method": method, "models": entries}
+    if method != "linear":
+        content["base_model"] = str(models["base"])
+    if method == "slerp":
+        entries.append({"model": str(models["base"])})
+        content["parameters"] = {"t": 0.4}
+    if method in ("linear", "ties", "dare_ties"):
+        for entry, weight in zip(entries, (0.5, 0.3, 0.3), strict=True):
+            entry["parameters"] = {"weight": weight} | ({"density": 0.5} if method != "linear" else {})
+    path = WORK / "135m" / f"{method}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def timed(command: list[str]) -> tuple[float, float, float]:
+    """(wall seconds, CPU seconds, peak memory in MB) of a process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command} failed")
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+
+
+def speed(rounds: int = 3, methods: tuple[str, ...] = ("ties", "dare_ties", "linear", "slerp", "model_stock")) -> None:
+    """Whole commands, alternating; ours with --max-memory 1GB."""
+    found = {}
+    path = RESULTS / "merge_speed.json"
+    if path.exists():
+        found = json.loads(path.read_text()).get("methods", {})
+    for method in methods:
+        file, out = big_file(method), WORK / "135m" / "out"
+        rows = []
+        for _ in range(rounds):
+            pair = []
+            for command in (
+                [str(OURS), "merge", "run", str(file), str(out), "--max-memory", "1GB"],
+                [str(PEER / "mergekit-yaml"), str(file), str(out), "--no-write-model-card"],
+            ):
+                shutil.rmtree(out, ignore_errors=True)
+                pair.append(timed(command))
+            rows.append(pair)
+        ours, theirs = zip(*rows, strict=True)
+        median = lambda runs, i: statistics.median(run[i] for run in runs)  # noqa: E731
+        ratios = sorted(b[0] / a[0] for a, b in rows)
+        found[method] = {
+            "ours_s": median(ours, 0), "mergekit_s": median(theirs, 0), "ratio": statistics.median(ratios),
+            "ratio_spread": [ratios[0], ratios[-1]], "cpu_ratio": median(theirs, 1) / median(ours, 1),
+            "ours_peak_mb": max(run[2] for run in ours), "mergekit_peak_mb": max(run[2] for run in theirs),
+        }  # fmt: skip
+        print(method, found[method], flush=True)
+        put("merge_speed", {"methods": found, "max_memory": "1GB", "rounds": rounds, "load": os.getloadavg()})
+
+
+def kills(count: int = 20) -> None:
+    """kill -9 at a random moment, then run again: the same bytes, and never a partial directory under the name."""
+    models = tiny_models(WORK / "float32", torch.float32)
+    content = {
+        "merge_method": "dare_ties", "base_model": models[0],
+        "models": [{"model": m, "parameters": {"weight": 0.5, "density": 0.5}} for m in models[1:]],
+    }  # fmt: skip
+    file = WORK / "kills.yaml"
+    file.write_text(yaml.safe_dump(content))
+    out, draw = WORK / "kills", random.Random(0)
+
+    def digest() -> str:
+        parts = [hashlib.sha256(f.read_bytes()).hexdigest() + f.name for f in sorted(out.iterdir())]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def fresh() -> None:
+        for path in (out, out.with_name("kills.partial")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    command = [str(OURS), "merge", "run", str(file), str(out)]
+    fresh()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    calm, inside, same = digest(), 0, 0
+    for _ in range(count):
+        fresh()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not out.with_name("kills.partial").exists():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        inside += out.with_name("kills.partial").exists()
+        if out.exists() and digest() != calm:
+            raise SystemExit("a partial directory stands under the final name")
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        same += digest() == calm
+    result = {"kills": count, "while_writing": inside, "same_bytes": same}
+    print(result)
+    put("merge_kills", result)
+
+
+def put(name: str, content: dict[str, Any]) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    about = {
+        "peer": "mergekit 0.1.5", "torch": version("torch"), "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(), "commit": commit.stdout.strip(),
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about} | content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    word, *rest = sys.argv[1:] or ["files"]
+    work = {"files": files, "speed": speed, "kills": kills}[word]
+    if word == "speed" and rest:
+        speed(int(rest[0]), tuple(rest[1:]) or ("ties", "dare_ties", "linear", "slerp", "model_stock"))
+    else:
+        work(*(int(x) for x in rest))
