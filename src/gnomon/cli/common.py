@@ -156,6 +156,13 @@ def open_model(settings: Settings, ref: str | None = None) -> Model:
     from gnomon.recipe import read_template
 
     recipe = settings.recipe
+    options = dict(settings.options)
+    opened_from_recipe = ref is None
+    if ref is None and recipe.model is None and (options.get("ensemble") or {}).get("members"):
+        from gnomon.ensemble.resolving import reference_of
+
+        place = Path(settings.origins.get("ensemble.members", "."))
+        ref = reference_of(options.pop("ensemble"), place.parent if place.is_file() else Path())
     template = read_template(Path(recipe.chat_template)) if recipe.chat_template else None
     model = load(
         ref or recipe.model,
@@ -163,10 +170,10 @@ def open_model(settings: Settings, ref: str | None = None) -> Model:
         threads=recipe.threads,
         device=recipe.device,
         chat_template=template,
-        defaults=settings.options,
+        defaults=options,
         **{key: getattr(recipe.engine, key) for key in ENGINE_KEYS},
     )
-    if recipe.name and ref is None:
+    if recipe.name and opened_from_recipe:
         model.name = recipe.name
     return model
 

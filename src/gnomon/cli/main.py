@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("gnomon.cli.embed", "Turn texts into vectors."),
     "score": ("gnomon.cli.score", "How likely is a continuation?"),
     "learn": ("gnomon.cli.learn", "Train a model by rewards, on the sampler's own arithmetic."),
+    "compare": ("gnomon.cli.compare", "Models, merges and ensembles on the same texts, with intervals."),
     "pull": ("gnomon.cli.pull", "Fetch a model of the zoo into the cache."),
     "ls": ("gnomon.cli.ls", "List models."),
     "show": ("gnomon.cli.show", "What a model reference is: network, tensors, identity, licence."),

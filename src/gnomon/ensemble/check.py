@@ -14,7 +14,7 @@ import torch
 
 from gnomon.ensemble.ensemble import Ensemble
 from gnomon.ensemble.prompts import Prompt
-from gnomon.ensemble.scoring import bits, mixed, tuned_weight
+from gnomon.ensemble.scoring import bits, mixed, tuned_weights
 from gnomon.errors import UsageError
 
 GAP = 10.0
@@ -47,11 +47,9 @@ def check(ensemble: Ensemble, text: str) -> dict[str, Any]:
     report = {"bytes": len(text.encode()), "members": rows, **_overlap(ensemble, text)}
     weights = ensemble.policy.weights
     report["mixture_bits_per_byte"] = round(bits(mixed(list(scored.values()), weights)), 4)
-    if len(scored) == 2:
-        first, second = scored.values()
-        best = tuned_weight(first, second)
-        report["tuned_weight"] = round(best, 3)
-        report["tuned_bits_per_byte"] = round(bits(mixed([first, second], [best, 1 - best])), 4)
+    best = tuned_weights(list(scored.values()))
+    report["tuned_weights"] = [round(w, 3) for w in best]
+    report["tuned_bits_per_byte"] = round(bits(mixed(list(scored.values()), best)), 4)
     report["findings"] = _findings(report)
     return report
 
@@ -82,11 +80,8 @@ def _findings(report: dict[str, Any]) -> list[str]:
         f"The mixture needs {report['mixture_bits_per_byte']} bits per byte, the best member "
         f"({best['name']}) {best['bits_per_byte']}.",
     ]
-    if "tuned_weight" in report:
-        lines.append(
-            f"With weight {report['tuned_weight']} for the first member it needs {report['tuned_bits_per_byte']} "
-            "(tuned on this very text)."
-        )
+    shown = ", ".join(str(w) for w in report["tuned_weights"])
+    lines.append(f"With weights {shown} it needs {report['tuned_bits_per_byte']} (tuned on this very text).")
     for member in report["members"]:
         gap = 100 * (member["bits_per_byte"] / best["bits_per_byte"] - 1)
         if gap > GAP:
@@ -99,16 +94,14 @@ def _findings(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _milliseconds(model: Any) -> float:
-    """Median milliseconds of one decoded token, alone."""
-    times: list[float] = []
-    last = None
-    for chunk in model.stream("The keeper of the lighthouse", max_tokens=12, ignore_eos=True, seed=0):
-        now = time.perf_counter()
-        if last is not None and chunk.token_ids:
-            times.append((now - last) / len(chunk.token_ids))
-        last = now
-    return 1000 * float(np.median(times)) if times else 0.0
+def _milliseconds(model: Any, tokens: int = 12) -> float:
+    """Milliseconds of one decoded token, alone: what `tokens` more of them cost."""
+    spent = []
+    for count in (1, 1 + tokens):
+        started = time.perf_counter()
+        model.generate("The keeper of the lighthouse", max_tokens=count, ignore_eos=True, seed=0)
+        spent.append(time.perf_counter() - started)
+    return max(0.0, 1000 * (spent[1] - spent[0]) / tokens)
 
 
 def sweep_weight(ensemble: Ensemble, text: str, steps: int = 11) -> list[dict[str, float]]:

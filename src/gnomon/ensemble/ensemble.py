@@ -26,7 +26,7 @@ from gnomon.ensemble.member import Member
 from gnomon.ensemble.options import EnsembleOptions, MemberOptions, Policy
 from gnomon.ensemble.prompts import Prompt, conversation, understand
 from gnomon.ensemble.runner import EnsembleRunner
-from gnomon.ensemble.scoring import bits, byte_probabilities, mixed
+from gnomon.ensemble.scoring import bits, byte_probabilities, fitting_weights, mixed
 from gnomon.ensemble.shared import SharedRunner
 from gnomon.ensemble.symbols import SymbolTokenizer, split_by
 from gnomon.ensemble.told import Told
@@ -199,10 +199,12 @@ class Ensemble(Model):
 
     def _prepare(self, request: Request, parsed: Mapping[str, Any]) -> None:
         asked: EnsembleOptions | None = parsed.get("ensemble")
-        policy, trace = self.policy, self.options.trace
+        if len(self._names) == 1 and self._shared is not None:
+            return
+        policy, merged = self.policy, self.options
         if asked is not None:
             merged = self.options.model_copy(update={key: getattr(asked, key) for key in asked.model_fields_set})
-            policy, trace = Policy.of(merged, self._names, self.policy.weights), merged.trace
+            policy = Policy.of(merged, self._names, self.policy.weights)
             if self._shared is not None and policy.when != "every":
                 raise UsageError(
                     f"`when: {policy.when}` cannot be set per request here: these members share one vocabulary and run "
@@ -211,11 +213,17 @@ class Ensemble(Model):
                     param="ensemble.when",
                 )
         masked = bool(request.mask) or bool(request.bias)
-        told = Told(self._names, policy, len(request.prompt_ids), None, request.cache_salt, masked, trace)
+        told = Told(self._names, policy, len(request.prompt_ids), None, request.cache_salt, masked, merged.trace)
         if self._shared is None:
             told.prompts = self._prompts_of(request)
-        elif len(self._names) == 1:
-            return
+            if merged.weigh == "perplexity":
+                told.policy = replace(policy, weights=tuple(self._fitting(told.prompts, merged.sharpness)))
+        elif merged.weigh == "perplexity":
+            raise UsageError(
+                "`weigh: perplexity` needs members that run apart.",
+                hint="Open the ensemble with core='union'.",
+                param="ensemble.weigh",
+            )
         request.runner_options = told
         on_token, on_finish, length = request.on_token, request.on_finish, len(request.prompt_ids)
 
@@ -224,11 +232,19 @@ class Ensemble(Model):
             return on_token(replace(event, trace=noted) if noted else event)
 
         def finish(finished: Finished) -> None:
-            if trace:
+            if merged.trace:
                 self.trace = told.record
             on_finish(replace(finished, details=told.usage()))
 
         request.on_token, request.on_finish = token, finish
+
+    def _fitting(self, prompts: Sequence[Sequence[int]], sharpness: float) -> list[float]:
+        """Votes from how well a prompt suits each member."""
+
+        def measure() -> list[float]:
+            return [m.prompt_bits(ids, 64) for m, ids in zip(self._members, prompts, strict=True)]
+
+        return fitting_weights(self.worker.run_exclusive(measure), sharpness)
 
     def _prompts_of(self, request: Request) -> list[list[int]]:
         """The prompt in every member's tokens. Raises ContextLengthExceeded naming the member it is too long for."""

@@ -8,7 +8,8 @@ token ends there, a new node begins, whose logits are asked for (`wanted`) befor
 of spellings the model was never trained on. Otherwise all spellings count. `width` and `prune` bound how many nodes
 live; dropped mass is summed in `pruned`. width=0 and prune=0 drop nothing. With everything kept this is the sum over
 all covers (arXiv 2410.09303); the canonical restriction is arXiv 2506.14123's. The distribution is renormalised at each
-byte, so it sums to one and a text's probability does not depend on how it is cut. Knows no network.
+byte, so it sums to one and a text's probability does not depend on how it is cut. What was dropped
+(`asleep`) goes on as if every byte were equally likely, so that no byte is impossible for being rare. Knows no network.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from gnomon.ensemble.trie import ByteTrie, Floats, Masses
 
 STOP = 256
+LEAST = 1e-9
+"""Of a distribution, kept for bytes that the float32 logits give no chance at all (unless prune is 0)."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Finished tokens that end where the text does; its logits are not known yet."""
+    """Finished tokens whose logits are not known yet, and the known bytes of the open token after them."""
 
     tokens: tuple[int, ...]
     weight: float
+    rest: bytes = b""
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Lattice:
     text: bytes = b""
     nodes: list[Node] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=lambda: [Candidate((), 1.0)])
+    asleep: float = 0.0
     pruned: float = 0.0
     healed: int = 0
 
@@ -68,8 +73,19 @@ class Lattice:
     def give(self, logits: NDArray[np.float32]) -> None:
         """The logits after `wanted()`."""
         candidate = self.candidates.pop(0)
+        masses = self.trie.masses(logits)
         low, high = self.trie.whole
-        self.nodes.append(Node(candidate.tokens, candidate.weight, self.trie.masses(logits), low, high, 0))
+        for depth, byte in enumerate(candidate.rest):
+            low, high = self.trie.child(low, high, depth, byte)
+        depth = len(candidate.rest)
+        longer = self.trie.exact(low, high, depth)
+        self.nodes.append(Node(candidate.tokens, candidate.weight, masses, longer, high, depth))
+        if candidate.rest:  # the text was begun again here: its last token may be finished, too
+            ended = float(masses.cumulative_V1[longer] - masses.cumulative_V1[low])
+            alive = float(masses.cumulative_V1[high] - masses.cumulative_V1[low]) > 0
+            self.candidates.append(
+                Candidate(tuple(self.tokenize(self.text)), candidate.weight * ended if alive else 1.0)
+            )
 
     def distribution(self) -> Floats:
         """Probabilities of the 256 next bytes and STOP -> [257]."""
@@ -78,6 +94,7 @@ class Lattice:
             mass[:256] += node.weight * self.trie.next_bytes(node.masses, node.low, node.high, node.depth)
             if node.depth == 0:
                 mass[STOP] += node.weight * node.masses.stop
+        mass += max(self.asleep, LEAST if self.prune else 0.0) / len(mass)
         mass /= mass.sum()
         return mass
 
@@ -109,8 +126,9 @@ class Lattice:
     def _keep(self, living: list[Node], ended: dict[tuple[int, ...], float]) -> None:
         """Drop what weighs too little, rescale the rest to a sum of one, begin again where nothing is left."""
         open_mass = [n.weight * float(n.masses.cumulative_V1[n.high] - n.masses.cumulative_V1[n.low]) for n in living]
-        total = sum(open_mass) + sum(ended.values())
-        if not total > 0.0:
+        alive = sum(open_mass) + sum(ended.values())
+        total = alive + self.asleep / 257
+        if not alive > 0.0:
             self._heal()
             return
         shares = [*open_mass, *ended.values()]
@@ -121,11 +139,15 @@ class Lattice:
         self.candidates = [Candidate(t, w / total) for t, w in ended.items() if w >= least]
         self.candidates.sort(key=lambda candidate: (-candidate.weight, candidate.tokens))
         self.pruned += sum(share for share in shares if share < least) / total
+        self.asleep = (self.asleep / 257 + sum(share for share in shares if share < least)) / total
 
     def _heal(self) -> None:
-        """No cover is left (the model gave the text no chance): go on from the tokeniser's own tokens."""
-        self.nodes = []
-        self.candidates = [Candidate(tuple(self.tokenize(self.text)), 1.0)]
+        """No cover is left (dropped, or the model gave the text no chance): begin again before the last own token."""
+        self.nodes, self.asleep = [], self.prune
+        own = self.tokenize(self.text)
+        before = own[:-1]
+        rest = self.text[len(self.text) - len(self.trie.texts[own[-1]]) :]
+        self.candidates = [Candidate(tuple(before), 1.0, rest)]
         self.healed += 1
 
 

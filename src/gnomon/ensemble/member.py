@@ -8,9 +8,11 @@ Legend: V the member's vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gnomon.arch.network import Network
@@ -161,6 +163,15 @@ class Member:
         finally:
             self.release(sequence)
         return found
+
+    def prompt_bits(self, ids: Sequence[int], budget: int) -> float:
+        """Bits per byte of a prompt's own tokens, the first one apart; 0 when there is nothing to judge by."""
+        size = sum(len(self.retokenizer.texts[token]) for token in ids[1:])
+        if not size:
+            return 0.0
+        rows = self.rows(ids, budget)
+        spent = [torch.logsumexp(row, 0) - row[token] for row, token in zip(rows, ids[1:], strict=False)]
+        return float(sum(spent)) / math.log(2) / size
 
     def release(self, sequence: int) -> None:
         """This text is over."""

@@ -71,9 +71,14 @@ class EnsembleOptions(BaseModel):
     plausible: Annotated[float, Field(gt=0, le=1, description="contrastive: least share of the best probability.")] = (
         0.1
     )
+    weigh: Annotated[
+        Literal["given", "perplexity"],
+        Field(description="perplexity: weights of each request from how well its prompt suits each member."),
+    ] = "given"
+    sharpness: Annotated[float, Field(gt=0, description="weigh: perplexity: how much a better fit counts.")] = 1.0
     trace: Annotated[
-        bool, Field(description="Votes of every member for every token, beside the log-probabilities.")
-    ] = False
+        bool, Field(description="Votes of every member beside the log-probabilities, where asked for.")
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,7 @@ def _place(primary: str | int | None, names: Sequence[str]) -> int:
 
 
 def parse(text: str) -> Any:
-    """The short form on the command line: `trace`, or a fusion's name."""
-    if text == "trace":
-        return {"trace": True}
+    """The short form on the command line: a fusion's name."""
     if text in ("arithmetic", "geometric", "contrastive", "proxy"):
         return {"fuse": text}
-    raise UsageError(f"--ensemble {text}: not understood.", hint="JSON, @file, or `trace`.", param="ensemble")
+    raise UsageError(f"--ensemble {text}: not understood.", hint="JSON, @file, or a fusion's name.", param="ensemble")

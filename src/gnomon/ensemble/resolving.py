@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from gnomon.capability import Resolved
+from gnomon.capability import Registry, Resolved, nearest
 from gnomon.ensemble.gac import from_gac, is_gac
 from gnomon.ensemble.options import EnsembleOptions, MemberOptions
 from gnomon.errors import ConfigError, GnomonError, UsageError
@@ -64,6 +64,20 @@ def opened(content: Mapping[str, Any], folder: Path, settings: LoadSettings, nam
     )
 
 
+def reference_of(block: Mapping[str, Any], folder: Path) -> str:
+    """An `ensemble:` block as a reference, its relative paths made relative to here."""
+    members: list[Any] = []
+    for entry in block["members"]:
+        if isinstance(entry, str):
+            members.append(_relative(entry, folder))
+        else:
+            paths = {"model": _relative(entry["model"], folder)}
+            if entry.get("chat_template"):
+                paths["chat_template"] = str(folder / entry["chat_template"])
+            members.append({**{key: value for key, value in entry.items() if value is not None}, **paths})
+    return "ensemble:" + json.dumps({**block, "members": members}, sort_keys=True)
+
+
 def opened_file(path: str, said: Mapping[str, Any], profile: str | None, threads: int | None) -> Any:
     """The ensemble of a recipe or GaC file, with some options said anew."""
     found = _from_file(Path(path), said)
@@ -104,9 +118,12 @@ def _from_file(path: Path, said: Mapping[str, Any] | None = None) -> Resolved | 
         raise ConfigError(
             f"{path}: both `model` and `ensemble.members` name models.", hint="Keep one of them.", param="model"
         )
-    from gnomon.capability import Registry
-
+    own = {"gnomon", "name", "model", "profile", "threads", "device", "chat_template", "engine", "serve", "sampling"}
     inline = set(Registry.installed().keys())
+    if unknown := sorted(set(content) - own - inline):
+        raise ConfigError(
+            f"{path}: unknown key `{unknown[0]}`.", hint=nearest(unknown[0], own | inline), param=str(unknown[0])
+        )
     defaults = {key: value for key, value in content.items() if key in inline and key != "ensemble"}
     defaults |= content.get("sampling") or {}
     defaults.pop("sampling", None)
@@ -138,3 +155,35 @@ def _member(entry: str | MemberOptions, folder: Path) -> str | MemberOptions:
 
 def _relative(model: str, folder: Path) -> str:
     return str(folder / model) if model.startswith(("./", "../")) else model
+
+
+def members_of(ref: str) -> tuple[list[str | MemberOptions], list[float]]:
+    """The members of a reference and their normalised votes; a model that is no ensemble is its own only member."""
+    from gnomon.ensemble.ensemble import check_options
+    from gnomon.ensemble.fusion import normalised
+
+    content, folder = _content(ref)
+    if content is None:
+        return [ref], [1.0]
+    options = check_options(content)
+    members = [_member(entry, folder) for entry in options.members or []]
+    beside = [1.0 if isinstance(m, str) or m.weight is None else m.weight for m in members]
+    return members, normalised(options.weights or beside, len(members))
+
+
+def _content(ref: str) -> tuple[Mapping[str, Any] | None, Path]:
+    """The ensemble options that a reference stands for; None when it is a single model."""
+    path = Path(ref)
+    if ref.startswith("ensemble:"):
+        return json.loads(ref.removeprefix("ensemble:")), Path()
+    if path.suffix in SUFFIXES and path.is_file():
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, Mapping):
+            if is_gac(content):
+                return from_gac(content, ref), path.parent
+            if isinstance(content.get("ensemble"), Mapping):
+                return content["ensemble"], path.parent
+        return None, Path()
+    if "+" in ref and not path.exists() and (parts := _models(ref)) is not None:
+        return {"members": parts}, Path()
+    return None, Path()

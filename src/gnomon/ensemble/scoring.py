@@ -6,7 +6,6 @@ logits are computed on a fork of the pages. Runs on whatever thread owns the mem
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -122,14 +121,18 @@ def mixed(by_member: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return total
 
 
-def tuned_weight(first: Floats, second: Floats, steps: int = 50) -> float:
-    """The first member's weight that gives the fewest bits (the objective is convex: golden section)."""
-    ratio = (math.sqrt(5) - 1) / 2
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        if bits(mixed([first, second], [a, 1 - a])) < bits(mixed([first, second], [b, 1 - b])):
-            high = b
-        else:
-            low = a
-    return (low + high) / 2
+def tuned_weights(by_member: Sequence[Floats], rounds: int = 300) -> list[float]:
+    """The weights that give these bytes the fewest bits. The objective is concave; each round of EM improves it."""
+    share_mn = np.stack([np.maximum(p, 1e-300) for p in by_member])
+    weights_m = np.full(len(by_member), 1 / len(by_member))
+    for _ in range(rounds):
+        joint_mn = weights_m[:, None] * share_mn
+        weights_m = (joint_mn / joint_mn.sum(axis=0)).mean(axis=1)
+    return [float(w) for w in weights_m / weights_m.sum()]
+
+
+def fitting_weights(bits_by_member: Sequence[float], sharpness: float) -> list[float]:
+    """PackLLM's weights (arXiv 2404.11531): softmax of minus the prompt's log-perplexity, here per byte."""
+    scores = -np.log(2) * sharpness * np.array(bits_by_member)
+    weights = np.exp(scores - scores.max())
+    return [float(w) for w in weights / weights.sum()]

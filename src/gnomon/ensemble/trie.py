@@ -31,6 +31,7 @@ class ByteTrie:
 
     def __init__(self, texts: Sequence[bytes], stops: Collection[int]) -> None:
         ids = sorted((i for i, text in enumerate(texts) if text and i not in stops), key=lambda i: (texts[i], i))
+        self.texts = texts
         self.ids_V: Ints = np.array(ids, dtype=np.int64)
         self.stops: Ints = np.array(sorted(stops), dtype=np.int64)
         self.lengths_V = np.array([len(texts[i]) for i in ids], dtype=np.int64)

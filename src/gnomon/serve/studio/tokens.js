@@ -48,6 +48,12 @@ function show(span) {
     line.insertCell().textContent = percent(row.logprob);
     if (row.token_id === entry.token_id) line.className = "chosen";
   }
+  for (const [name, vote] of Object.entries(entry.ensemble?.votes ?? {})) {
+    const line = table.insertRow();
+    line.className = "vote";
+    line.insertCell().textContent = name;
+    line.insertCell().textContent = vote === null ? "not asked" : percent(vote);
+  }
   tip.replaceChildren(table);
   tip.hidden = false;
   const box = span.getBoundingClientRect();
