@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gnomon
-from gnomon.errors import PatchError, PatchNotFound, UsageError, WrongBase
+from gnomon.errors import PatchError, PatchNotFound, UnsupportedModel, UsageError, WrongBase
 from gnomon.ledger import Ledger, replay
 from gnomon.model import Model
 from gnomon.models.patch import Dense, LowRank, Patch
@@ -235,6 +235,8 @@ def test_networks_that_run_through_transformers_take_patches_too(tmp_path: Path)
         text = view.generate("abcd", max_tokens=5, seed=1)
         assert same(view.generate("abcd", max_tokens=5, seed=1), text)
         assert torch.equal(model.logits("abcd"), plain)
+    with pytest.raises(UnsupportedModel, match="not supported from"):
+        gnomon.load(patch.apply(open_checkpoint(tmp_path)), threads=1)  # never silently without the patch
     reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():

@@ -33,7 +33,7 @@ class PatchedCheckpoint(Checkpoint):
         self.base = base
         self.patch = patch
         self.any_base = any_base
-        self.path = base.path
+        self.path = None  # no file holds these tensors: who reads files must not take the unpatched ones
         self.reference = f"{base.reference}+{patch.identity[:12]}"
         self.name = f"{base.name}+{patch.identity[:12]}"
         self.config = base.config
