@@ -1,7 +1,7 @@
 """Merging against mergekit 0.1.5: 200 random files tensor by tensor, wall time and peak memory, kills, no network.
 
 mergekit (LGPL) runs beside us in its own environment: python -m venv .bench/mergekit, then pip install mergekit==0.1.5
-there (`make bench-setup` where it exists). Usage: python benchmarks/merge.py files|speed|kills|offline|goldens [N].
+there (`make bench-setup` where it exists). Usage: python benchmarks/merge.py files|tensors|goldens|speed|kills [N].
 Writes benchmarks/results/merge_*.json. Work files lie in the cache, outside of the repository.
 """
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".bench" / "mergekit" / "bin"
 WORK = cache_dir() / "bench" / "merge"
 RESULTS = ROOT / "benchmarks" / "results"
-OURS = Path(sys.executable).with_name("gnomon")
+OURS = [sys.executable, "-m", "gnomon", "merge", "run"]
 PEER_SCRIPT = """
 import json, sys, warnings, logging
 warnings.filterwarnings("ignore"); logging.disable(logging.CRITICAL)
@@ -46,6 +46,7 @@ for file, out, seed in json.load(open(sys.argv[1])):
         config = MergeConfiguration.model_validate(yaml.safe_load(open(file)))
         options = MergeOptions(write_model_card=False, random_seed=seed, quiet=True, num_threads=1)
         run_merge(config, out, options)
+        open(out + ".done", "w").close()
     except BaseException as error:
         open(out + ".error", "w").write(f"{type(error).__name__}: {error}")
 """
@@ -179,9 +180,8 @@ def compare(ours: Path, theirs: Path) -> dict[str, Any]:
 
 def files(count: int = 200) -> None:
     """Random merge files in fp32 and bf16, ours against mergekit's."""
-    rows, folder = [], WORK / "files"
-    shutil.rmtree(folder, ignore_errors=True)
-    jobs = []
+    rows: list[dict[str, Any]] = []
+    jobs, folder = [], WORK / "files"
     for seed in range(count):
         dtype = torch.float32 if (seed // len(METHODS)) % 2 == 0 else torch.bfloat16
         models = tiny_models(WORK / str(dtype).removeprefix("torch."), dtype)
@@ -191,7 +191,8 @@ def files(count: int = 200) -> None:
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         jobs.append((str(file), str(folder / f"theirs{seed}"), seed))
         rows.append({"seed": seed, "method": content["merge_method"], "dtype": str(dtype)})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
+    todo = [job for job in jobs if not any(Path(job[1] + end).exists() for end in (".done", ".error"))]
+    (folder / "jobs.json").write_text(json.dumps(todo))
     subprocess.run([PEER / "python", "-c", PEER_SCRIPT, str(folder / "jobs.json")], check=True)
     from gnomon.merge.build import MergeRun, open_merge
     from gnomon.merge.writer import write
@@ -204,6 +205,8 @@ def files(count: int = 200) -> None:
         # compat where numbers are drawn (mergekit's stream), and for bf16 (mergekit's own arithmetic)
         compat = row["method"] in RANDOM or "bfloat16" in row["dtype"]
         ours = folder / f"ours{seed}"
+        for old in (ours, folder / f"native{seed}"):
+            shutil.rmtree(old, ignore_errors=True)
         write(open_merge(file_name, MergeRun(seed=seed, compat=compat)), ours)
         row |= compare(ours, Path(theirs)) | {"compat": compat}
         native = folder / f"native{seed}"
@@ -218,6 +221,129 @@ def files(count: int = 200) -> None:
     }  # fmt: skip
     put("merge_files", {"summary": summary, "rows": rows})
     print(json.dumps(summary, indent=1)[:6000])
+
+
+PEER_TENSORS = """
+import sys, warnings; warnings.filterwarnings("ignore")
+import torch
+from mergekit.merge_methods.api import merge_tensors
+found = {}
+for key, (method, tensors, base, parameters, seed) in torch.load(sys.argv[1]).items():
+    torch.manual_seed(seed)
+    inputs = tensors if base is None else [base, *tensors]
+    first = 0 if base is None else 1
+    given = {k: dict(enumerate(v, first)) if isinstance(v, list) else v for k, v in parameters.items()}
+    try:
+        index = None if base is None else 0
+        found[key] = merge_tensors(inputs, method, parameters=given, base_index=index, ids=list(range(len(inputs))))
+    except Exception as error:
+        found[key] = f"{type(error).__name__}: {error}"
+torch.save(found, sys.argv[2])
+"""
+SHAPES = [(1,), (7,), (4, 6), (33, 17), (64, 48), (200,)]
+
+
+def random_case(method: str, seed: int, dtype: torch.dtype, spread: float) -> tuple[Any, ...]:
+    """(method, tensors, base, parameters, seed): a function of its arguments alone."""
+    draw = random.Random(f"{method} {seed}")
+    shape = draw.choice(SHAPES)
+    least, most = (1, 1) if method in ("slerp", "nearswap", "arcee_fusion", "passthrough") else (2, 4)
+    count = 2 if method == "nuslerp" else draw.randint(least, most)
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator) * 0.5
+    tensors = [(base + spread * torch.randn(shape, generator=generator)).to(dtype) for _ in range(count)]
+    number = lambda low, high: round(draw.uniform(low, high), 3)  # noqa: E731
+    parameters: dict[str, Any] = {}
+    arithmetic = method in BASED and method not in ("sce", "ram", "ramplus_tl", "model_stock")
+    if arithmetic or method in ("linear", "nuslerp", "multislerp"):
+        parameters["weight"] = [number(0.1, 1.2) for _ in tensors]
+    if arithmetic:
+        parameters |= {"normalize": draw.random() < 0.5, "lambda": number(0.4, 1.4)}
+    if arithmetic and method != "task_arithmetic":
+        low, high = (0.3, 0.7) if method.startswith("della") else (0.05, 1.0)
+        parameters["density"] = [number(low, high) for _ in tensors]
+    if method.startswith("della"):
+        parameters["epsilon"] = [number(0.02, 0.2) for _ in tensors]
+    if method.startswith("breadcrumbs"):
+        parameters["gamma"] = [number(0, 0.2) for _ in tensors]
+    if method in ("slerp", "nearswap"):
+        parameters["t"] = number(0, 1)
+    if method == "sce":
+        parameters["select_topk"] = number(0.05, 1)
+    if method.startswith("ram"):
+        parameters["epsilon"] = draw.choice([1e-5, 0.3 * spread])
+    based = method in ("slerp", "nearswap", "arcee_fusion", *BASED) or (
+        method in ("nuslerp", "multislerp") and draw.random() < 0.5
+    )
+    return method, tensors, base.to(dtype) if based else None, parameters, seed
+
+
+def tensors(count: int = 25) -> None:
+    """Random tensors and parameters of every method, ours against mergekit's in-memory merge_tensors."""
+    from gnomon.merge import method as ours
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    kinds = {"fp32": (torch.float32, 0.3), "bf16": (torch.bfloat16, 0.3), "bf16 near": (torch.bfloat16, 0.005)}
+    cases = {
+        (name, kind, seed): random_case(name, seed, *facts)
+        for name in METHODS for kind, facts in kinds.items() for seed in range(count)
+    }  # fmt: skip
+    torch.save(cases, WORK / "cases.pt")
+    files_ = [str(WORK / "cases.pt"), str(WORK / "found.pt")]
+    subprocess.run([PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
+    theirs = torch.load(WORK / "found.pt")
+    table: dict[str, dict[str, Any]] = {}
+    for key, (name, given, base, parameters, seed) in cases.items():
+        row = table.setdefault(f"{name} {key[1]}", {"cases": 0, "peer_refused": 0, "compat": 0, "native": 0})
+        row["cases"] += 1
+        if isinstance(theirs[key], str):
+            row["peer_refused"] += 1
+            continue
+        for word in ("compat", "native"):
+            merged = ours(name)(given, base=base, seed=seed, compat=word == "compat", **parameters)
+            row[word] += near(merged, theirs[key].to(merged.dtype))
+    ran = {key: row["cases"] - row["peer_refused"] for key, row in table.items()}
+    summary = {
+        f"{kind} {word}": f"{sum(r[word] for k, r in chosen)} of {sum(ran[k] for k, _ in chosen)}"
+        for kind in kinds for word in ("compat", "native")
+        for chosen in [[(k, r) for k, r in table.items() if k.split(" ", 1)[1] == kind]]
+    }  # fmt: skip
+    print(json.dumps(summary, indent=1))
+    put("merge_tensors", {"bar": "fp32 2e-6 of the largest; bf16 one ulp on 99.9 %", "summary": summary, "rows": table})
+
+
+def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """The bar of `files`, for one tensor."""
+    if ours.dtype is torch.float32:
+        return float((ours - theirs).abs().max()) <= 2e-6 * (float(theirs.abs().max()) or 1.0)
+    return float((ulps(ours, theirs) > 1).float().mean()) <= 0.001
+
+
+def goldens(count: int = 2) -> None:
+    """Record mergekit's answers on small tensors for the tests: tests/merge/mergekit_0_1_5.json."""
+    chosen = [(name, seed) for name in METHODS for seed in range(40)]
+    cases = {(name, seed): random_case(name, seed, torch.float32, 0.3) for name, seed in chosen}
+    small = {}
+    for (name, seed), case in cases.items():
+        if case[1][0].numel() in (7, 24) and sum(n == name for n, _ in small) < count:
+            small[name, seed] = case
+    torch.save(small, WORK / "cases.pt")
+    files_ = [str(WORK / "cases.pt"), str(WORK / "found.pt")]
+    subprocess.run([PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
+    rows = []
+    for key, answer in torch.load(WORK / "found.pt").items():
+        name, given, base, parameters, seed = small[key]
+        if isinstance(answer, torch.Tensor):
+            plain = {"shape": list(answer.shape), "tensors": [flat(t) for t in given], "base": flat(base)}
+            rows.append({"method": name, "seed": seed, "parameters": parameters, **plain, "merged": flat(answer)})
+    about = {"source": "mergekit 0.1.5 merge_tensors, float32, CPU", "torch": version("torch")}
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    text = f'{{"about": {json.dumps(about)}, "rows": [\n{lines}\n]}}\n'
+    (ROOT / "tests" / "merge" / "mergekit_0_1_5.json").write_text(text)
+
+
+def flat(tensor: torch.Tensor | None) -> list[float] | None:
+    return None if tensor is None else [float(f"{x:.9g}") for x in tensor.reshape(-1).tolist()]
 
 
 def big_models() -> dict[str, Path]:
@@ -284,7 +410,7 @@ def speed(rounds: int = 3, methods: tuple[str, ...] = ("ties", "dare_ties", "lin
         for _ in range(rounds):
             pair = []
             for command in (
-                [str(OURS), "merge", "run", str(file), str(out), "--max-memory", "1GB"],
+                [*OURS, str(file), str(out), "--max-memory", "1GB"],
                 [str(PEER / "mergekit-yaml"), str(file), str(out), "--no-write-model-card"],
             ):
                 shutil.rmtree(out, ignore_errors=True)
@@ -321,7 +447,7 @@ def kills(count: int = 20) -> None:
         for path in (out, out.with_name("kills.partial")):
             shutil.rmtree(path, ignore_errors=True)
 
-    command = [str(OURS), "merge", "run", str(file), str(out)]
+    command = [*OURS, str(file), str(out)]
     fresh()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     calm, inside, same = digest(), 0, 0
@@ -355,7 +481,7 @@ def put(name: str, content: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     word, *rest = sys.argv[1:] or ["files"]
-    work = {"files": files, "speed": speed, "kills": kills}[word]
+    work: Any = {"files": files, "tensors": tensors, "goldens": goldens, "speed": speed, "kills": kills}[word]
     if word == "speed" and rest:
         speed(int(rest[0]), tuple(rest[1:]) or ("ties", "dare_ties", "linear", "slerp", "model_stock"))
     else:

@@ -264,3 +264,43 @@ def sweep(
         for p in found.points
     ]
     print_table((name.upper(), *texts, "MEAN", ""), rows)
+
+
+@app.command()
+def raw(
+    file: Path = FILE,
+    out: Path = typer.Argument(..., metavar="OUT", help="The safetensors file to make."),
+    seed: int = SEED,
+    compat: bool = COMPAT,
+    threads: int = THREADS,
+) -> None:
+    """Merge bare tensor files (.safetensors, .bin, .pt) into one safetensors file."""
+    from gnomon.merge.build import MergeRun
+    from gnomon.merge.raw import merge_raw, write_raw
+
+    merged = merge_raw(file, MergeRun(seed=seed, compat=compat, threads=threads))
+    _warn(merged.plan.warnings)
+    print(f"{write_raw(merged, out)}: {len(merged)} tensors, identity {merged.identity}")
+
+
+@app.command("lora-extract")
+def lora_extract(
+    base: str = typer.Argument(..., metavar="BASE", help="The base model."),
+    tuned: str = typer.Argument(..., metavar="MODEL", help="The fine-tuned model."),
+    out: Path = typer.Argument(..., metavar="OUT", help="The PEFT LoRA directory to make."),
+    max_rank: int = typer.Option(128, "--max-rank", help="Largest rank of a module."),
+    energy: float = typer.Option(None, "--energy", help="As few ranks as keep this share of the squared norm, 0 to 1."),
+    include: str = typer.Option(None, "--include", help="Only modules whose name this pattern finds."),
+    exclude: str = typer.Option(None, "--exclude", help="No modules whose name this pattern finds."),
+) -> None:
+    """The difference of two models as a LoRA adapter (PEFT), by singular values; says what it could not hold."""
+    from gnomon.loading import open_reference
+    from gnomon.merge.extract import extract_lora
+
+    found = extract_lora(
+        open_reference(base), open_reference(tuned), out, max_rank=max_rank, energy=energy, include=include,
+        exclude=exclude,
+    )  # fmt: skip
+    _warn(f"`{name}` changes but is no linear module: left out" for name in found.left_out)
+    kept = f"{found.kept:.2%} of the difference (squared norm)"
+    print(f"{out}: {found.modules} modules, largest rank {found.rank}, holds {kept}")

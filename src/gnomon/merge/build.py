@@ -89,6 +89,12 @@ def open_merge(
 
 def open_models(config: Source) -> tuple[MergeOptions, dict[str, Checkpoint]]:
     """A merge file of one document, and the models that it names."""
+    options, source, folder = parse_source(config)
+    return options, {reference: _open(reference, folder, source) for reference in options.references()}
+
+
+def parse_source(config: Source) -> tuple[MergeOptions, str, Path]:
+    """(parsed options, what to call the file in messages, where its relative paths start), of one document."""
     source, folder, content = "merge", Path(), config
     if isinstance(config, str | Path):
         source, folder = str(config), Path(config).parent
@@ -96,8 +102,7 @@ def open_models(config: Source) -> tuple[MergeOptions, dict[str, Checkpoint]]:
         if len(documents) != 1:
             raise ConfigError(f"{source} has {len(documents)} documents; this command takes a file of one.")
         content = documents[0]
-    options = parse_config(content, source)
-    return options, {reference: _open(reference, folder, source) for reference in options.references()}
+    return parse_config(content, source), source, folder
 
 
 def _documents(

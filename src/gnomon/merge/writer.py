@@ -149,6 +149,15 @@ def lay_out(merged: MergedCheckpoint, shard_bytes: int, name: str) -> tuple[list
     return shards, slots
 
 
+def write_tensors(
+    merged: MergedCheckpoint, folder: Path, shards: Sequence[Shard], slots: Sequence[Slot], *, threads: int
+) -> None:
+    """All tensors into a folder, from the beginning."""
+    stamp = hashlib.sha256(b"".join(shard.header for shard in shards)).hexdigest()
+    shutil.rmtree(folder, ignore_errors=True)
+    _compute(merged, folder, slots, _prepare(folder, stamp, shards, slots), threads)
+
+
 class _Done:
     """The journal: which tensors are finished, with the sha256 of their bytes."""
 

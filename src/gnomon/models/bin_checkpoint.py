@@ -35,7 +35,7 @@ class BinCheckpoint(Checkpoint):
         self.files = sorted(path.glob("pytorch_model*.bin"))
         self._tensors: dict[str, Tensor] = {}
         for file in self.files:
-            self._tensors |= _load(file)
+            self._tensors |= load_tensors(file)
 
     def info(self, name: str) -> TensorInfo:
         tensor = self._tensors[name]
@@ -69,7 +69,8 @@ class BinCheckpoint(Checkpoint):
         self._tensors = {}
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """A pickle's tensors, memory-mapped. Raises CheckpointError for one that asks for more than tensors."""
     import torch
 
     try:

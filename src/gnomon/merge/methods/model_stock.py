@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,17 +34,28 @@ def measure(view: TensorView, *, filter_wise: bool) -> float | None:
     """t for the whole tensor; None where each row finds its own."""
     if filter_wise and len(view.shape) > 1:
         return None
-    return float(interpolation(mean_cosine(gram(view, Block.deltas)), len(view.readers)))
+    products = gram(view, Block.deltas)
+    if view.dtype in (torch.float32, torch.float64):
+        return float(interpolation(mean_cosine(products), len(view.readers)))
+    # compat in half types: every step is rounded, as mergekit does
+    norms = torch.tensor([math.sqrt(v) for v in view.sums(lambda b: [d.float().square() for d in b.deltas()])])
+    half, lengths = products.to(view.dtype), norms.to(view.dtype)
+    upper = torch.triu_indices(len(half), len(half), offset=1)
+    cosines = half[upper[0], upper[1]] / (lengths[upper[0]] * lengths[upper[1]])
+    return float(interpolation(cosines.clamp(-1, 1).mean(), len(view.readers)))
 
 
 @merge_method("model_stock", sources=(2, None), measure=measure, scratch=7, reference="arXiv 2403.19522")
 def model_stock(block: Block, measured: float | None, *, filter_wise: bool = False) -> Tensor:
     """Interpolate between base and mean by the angle between task vectors."""
+    if measured is not None:
+        average_RC = block.models_RC[0].clone()
+        for model_RC in block.models_RC[1:]:
+            average_RC += model_RC
+        t = torch.tensor(measured, dtype=average_RC.dtype)
+        return (average_RC / len(block.models_RC)) * t + block.base * (1 - t)
     models_nRC = torch.stack(block.models_RC)
-    if measured is None:
-        deltas_nRC = torch.stack(block.deltas()).double()
-        products = torch.einsum("irc,jrc->rij", deltas_nRC, deltas_nRC)
-        t: Tensor | float = interpolation(mean_cosine(products), len(models_nRC)).to(models_nRC.dtype).unsqueeze(-1)
-    else:
-        t = measured
-    return models_nRC.mean(0) * t + block.base * (1 - t)
+    deltas_nRC = torch.stack(block.deltas()).double()
+    products = torch.einsum("irc,jrc->rij", deltas_nRC, deltas_nRC)
+    t_R1 = interpolation(mean_cosine(products), len(models_nRC)).to(models_nRC.dtype).unsqueeze(-1)
+    return models_nRC.mean(0) * t_R1 + block.base * (1 - t_R1)
