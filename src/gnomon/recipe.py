@@ -44,6 +44,10 @@ class ServeOptions(BaseModel):
     max_prompt_tokens: Annotated[int | None, Field(gt=0, description="Largest prompt; default: the context.")] = None
     max_waiting: Annotated[int, Field(ge=0, description="Requests that may wait before 429 is answered.")] = 256
     max_choices: Annotated[int, Field(gt=0, description="Most choices (`n` times prompts) of one request.")] = 32
+    strict_profile: Annotated[
+        Literal["open", "openai", "openai-2024"],
+        Field(description="What `strict: true` allows of a schema: everything enforceable, or OpenAI's subset."),
+    ] = "open"
     grace_seconds: Annotated[float, Field(ge=0, description="How long a shutdown lets streams finish.")] = 10.0
 
 

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.python_types import looks_like_type
+from gnomon.grammar.tools import FORMS, tool_grammar
 
 if TYPE_CHECKING:
-    from gnomon.grammar.options import GrammarOptions
+    from gnomon.grammar.options import GrammarOptions, ToolCalls
 
 KEPT = 256
 _LOCK = threading.Lock()
 _KNOWN: OrderedDict[str, Grammar] = OrderedDict()
+
+
+def _of_tools(tools: ToolCalls) -> Grammar:
+    form = FORMS[tools.form]
+    return tool_grammar(tools.functions, form, choice=tools.choice, parallel=tools.parallel, content=tools.content)
 
 
 def compiled(options: GrammarOptions) -> Grammar:
@@ -30,6 +36,8 @@ def compiled(options: GrammarOptions) -> Grammar:
     arguments: dict[str, Any] = {"whitespace": options.whitespace, "formats": options.formats}
     if looks_like_type(source):
         return compile_grammar(type=source, **arguments)
+    if options.tools is not None:
+        arguments = {"tools": options.tools.model_dump()}
     for name, value in (
         ("schema", source),
         ("regex", options.regex),
@@ -47,7 +55,7 @@ def compiled(options: GrammarOptions) -> Grammar:
         if key in _KNOWN:
             _KNOWN.move_to_end(key)
             return _KNOWN[key]
-    grammar = compile_grammar(**arguments)
+    grammar = _of_tools(options.tools) if options.tools is not None else compile_grammar(**arguments)
     with _LOCK:
         _KNOWN[key] = grammar
         while len(_KNOWN) > KEPT:

@@ -39,7 +39,7 @@ class Verdict:
 
 
 class Grammar:
-    """compile() makes it. mask: for llguidance; validators: of a schema's values, None for other kinds."""
+    """compile() makes it. mask: for llguidance; validators: of a schema's values; checks: of other kinds, if any."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Grammar:
         report: Report,
         *,
         validators: Validators | None = None,
+        checks: Checks | None = None,
         convert: Callable[[Any], Any] | None = None,
         source: Any = None,
     ) -> None:
@@ -55,6 +56,7 @@ class Grammar:
         self.validators = validators
         self.source = source
         self._convert = convert
+        self._checks = checks
         self._shortest: str | None = None
         self._searched = False
         self._lock = threading.Lock()
@@ -115,6 +117,8 @@ class Grammar:
     @cached_property
     def checks(self) -> Checks:
         """What stands behind the mask."""
+        if self._checks is not None:
+            return self._checks
         return NoChecks() if self.validators is None else SchemaChecks(self.validators)
 
     def matcher(self, vocabulary: Vocabulary) -> Matcher:

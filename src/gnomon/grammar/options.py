@@ -16,11 +16,23 @@ from gnomon.errors import GrammarError
 if TYPE_CHECKING:
     from gnomon.grammar.grammar import Grammar
 
-KINDS = ("schema", "regex", "lark", "gbnf", "choices")
+KINDS = ("schema", "regex", "lark", "gbnf", "choices", "tools")
+
+
+class ToolCalls(BaseModel):
+    """Calls of functions, as the model's family writes them. content: a schema for an answer without a call."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    functions: Annotated[list[dict[str, Any]], Field(min_length=1, description="name, description and parameters.")]
+    form: Literal["hermes", "llama3"] = "hermes"
+    choice: Literal["auto", "required"] = "auto"
+    parallel: bool = True
+    content: Any = None
 
 
 class GrammarOptions(BaseModel):
-    """What the text must be. Exactly one of schema, regex, lark, gbnf and choices."""
+    """What the text must be. Exactly one of schema, regex, lark, gbnf, choices and tools."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -29,6 +41,7 @@ class GrammarOptions(BaseModel):
     lark: Annotated[str | None, Field(description="A context-free grammar in Lark's notation.")] = None
     gbnf: Annotated[str | None, Field(description="A context-free grammar in llama.cpp's notation.")] = None
     choices: Annotated[list[str] | None, Field(description="The exact texts allowed.")] = None
+    tools: Annotated[ToolCalls | None, Field(description="Calls of functions.")] = None
     whitespace: Annotated[
         Literal["compact", "flexible"], Field(description="JSON without spaces, or with up to two between tokens.")
     ] = "compact"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from gnomon.serve.body import read_json, schema
 from gnomon.serve.generating import Generating, found_entry, options_of, usage_of
 from gnomon.serve.protocol import CompletionBody, parse
 from gnomon.serve.state import state_of
+from gnomon.serve.structured import grammar_usage, take_constraint
 
 router = APIRouter()
 DEFAULT_TOKENS = 16
@@ -28,7 +30,10 @@ async def completions(request: Request) -> Response:
     body = parse(CompletionBody, await read_json(request))
     state = state_of(request)
     model = state.model(body.model)
-    options, headers = options_of(body.extra_options(), model)
+    extra = body.extra_options()
+    constraint = await asyncio.to_thread(take_constraint, extra, body.response_format, state.options.strict_profile)
+    options, headers = options_of(extra, model)
+    options |= {"grammar": constraint} if constraint else {}
     options["max_tokens"] = body.max_tokens if body.max_tokens is not None else DEFAULT_TOKENS
     prompts = _prompts(body.prompt)
     run = await Generating.start(state, model, prompts, options, chat=False, id_prefix="cmpl")
@@ -45,6 +50,7 @@ async def completions(request: Request) -> Response:
         return sse.stream(_events(run, request, head, usage), headers)
     generations = await run.collect(request)
     usages = usage_of([g.usage for g in generations], run.choices)
+    usages |= grammar_usage([g.outcome for g in generations])
     return JSONResponse({**head, "choices": [_choice(g) for g in generations], "usage": usages}, headers=headers)
 
 

@@ -16,6 +16,7 @@ MOST_BYTES = 2_000_000
 MOST_DEPTH = 96
 MOST_VALUES = 200_000
 MOST_PATTERN = 10_000
+MOST_ENUM = 10_000
 MOST_COUNT = 100_000
 """Greatest minLength, minItems or minProperties: a text that long is never generated, and its grammar is huge."""
 DRAFTS = {
@@ -62,6 +63,8 @@ def _check_keyword(key: str, value: Any, path: str) -> None:
     counted = key in COUNTS and isinstance(value, int | float) and not isinstance(value, bool)
     if counted and value > MOST_COUNT:
         raise GrammarError(f"`{key}` at {path} is {value}; more than {MOST_COUNT} is refused.", param="schema")
+    if key == "enum" and isinstance(value, list) and len(value) > MOST_ENUM:
+        raise GrammarError(f"The enum at {path} has {len(value)} values; at most {MOST_ENUM}.", param="schema")
     if key == "pattern" and isinstance(value, str) and len(value) > MOST_PATTERN:
         raise GrammarError(f"The pattern at {path} is longer than {MOST_PATTERN} characters.", param="schema")
 

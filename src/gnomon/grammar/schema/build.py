@@ -54,11 +54,12 @@ _ONE = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """grammar: for the mask engine. validators: of the schema as written, for its certain places."""
+    """grammar: for the mask engine; lowered: the schema it says. validators: of the schema as written."""
 
     grammar: str
     report: Report
     validators: Validators
+    lowered: Any = False
 
 
 def compile_schema(
@@ -94,7 +95,8 @@ def compile_schema(
         entries = entries_of(dropped)
         validators.watch([entry for entry in entries if entry.status == "post-validated"])
         warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
-        return Compiled(grammar, Report("schema", entries, draft, route, warnings=warnings), validators)
+        report = Report("schema", entries, draft, route, warnings=warnings)
+        return Compiled(grammar, report, validators, lowered.schema)
     raise GrammarError("No grammar could be made of this schema. " + " ".join(failures[-2:]), param="schema")
 
 

@@ -1,0 +1,279 @@
+"""Tool calls as a grammar: functions and their schemas in, a Grammar whose texts are free text, calls, or both.
+
+Knows how two families of models write calls: "hermes" (`<tool_call>` around a JSON object; Qwen, Hermes, and every
+model that has no way of its own) and "llama3" (one JSON object with "parameters"). `CallReader` takes such a text apart
+again, as it comes. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llguidance import LLMatcher
+
+from gnomon.errors import GrammarError
+from gnomon.grammar.grammar import Grammar
+from gnomon.grammar.matcher import Matcher
+from gnomon.grammar.report import Report
+from gnomon.grammar.schema.build import Compiled, compile_schema
+from gnomon.grammar.schema.reading import load
+from gnomon.grammar.schema.validators import Validators
+from gnomon.grammar.vocabulary import byte_vocabulary
+
+Choice = Literal["auto", "required"]
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""JSON as the templates' own examples write it."""
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a model writes a call. head: up to the arguments, {name} in its place; marker: what no free text may hold."""
+
+    name: str
+    head: str
+    tail: str
+    marker: str
+    several: bool
+
+    def opening(self, function: str) -> str:
+        return self.head.replace("{name}", json.dumps(function, ensure_ascii=False))
+
+
+HERMES = CallForm(
+    "hermes", '<tool_call>\n{"name": {name}, "arguments": ', "}\n</tool_call>", marker="<tool_call>", several=True
+)
+LLAMA3 = CallForm("llama3", '{"name": {name}, "parameters": ', "}", marker='{"name"', several=False)
+FORMS = {form.name: form for form in (HERMES, LLAMA3)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, arguments as the model wrote them."""
+
+    name: str
+    arguments: str
+
+
+def form_of(template: str) -> CallForm:
+    """The form that a chat template teaches its model; "hermes" when it teaches none."""
+    if "<tool_call>" not in template and '"parameters"' in template and "tools" in template:
+        return LLAMA3
+    return HERMES
+
+
+def tool_grammar(
+    tools: Sequence[Mapping[str, Any]], form: CallForm, *, choice: Choice, parallel: bool, content: Any = None
+) -> Grammar:
+    """A Grammar of calls. tools: {"name", "parameters"} each. content: a schema for the text where no call is made.
+
+    Raises GrammarError; its param names the tool at fault by place.
+    """
+    compiled = {str(tool["name"]): _arguments(place, tool) for place, tool in enumerate(tools)}
+    if not compiled:
+        raise GrammarError("There are no tools to call.", param="tools")
+    said = _compiled_content(content)
+    if said is not None and choice == "auto" and form.marker.startswith("{"):
+        raise GrammarError(
+            "This model writes a call as a bare JSON object, so a call and a structured answer cannot be told apart.",
+            hint='Use tool_choice "required" or "none", or leave response_format out.',
+            param="response_format",
+        )
+    lark = _lark(compiled, form, choice, parallel and form.several, said)
+    mask = str(LLMatcher.grammar_from_lark(lark))
+    Matcher(byte_vocabulary(), mask)
+    validators = {name: one.validators for name, one in compiled.items()}
+    checks = CallChecks(validators, form, said.validators if said else None)
+    return Grammar(mask, Report("tools"), checks=checks, source=[dict(tool) for tool in tools])
+
+
+def _arguments(place: int, tool: Mapping[str, Any]) -> Compiled:
+    schema = tool.get("parameters")
+    try:
+        compiled = compile_schema(NO_PARAMETERS if schema is None else schema)
+    except GrammarError as error:
+        raise GrammarError(error.message, hint=error.hint, param=f"tools[{place}]") from None
+    if compiled.report.unsatisfiable:
+        raise GrammarError(f"No arguments satisfy the schema of `{tool['name']}`.", param=f"tools[{place}]")
+    return compiled
+
+
+def _compiled_content(schema: Any) -> Compiled | None:
+    if schema is None:
+        return None
+    compiled = compile_schema(schema)
+    if compiled.report.unsatisfiable:
+        raise GrammarError("No text satisfies the schema of the response.", param="response_format")
+    return compiled
+
+
+def _lark(
+    compiled: Mapping[str, Compiled], form: CallForm, choice: Choice, several: bool, content: Compiled | None
+) -> str:
+    lines = []
+    calls = "call (NEWLINE call)*" if several else "call"
+    if choice == "required":
+        lines.append(f"start: {calls}")
+    elif content is not None:
+        lines.append(f"start: {calls} | said")
+        said = content.lowered if isinstance(content.lowered, dict) else {}
+        lines.append(f"said: %json {json.dumps({**said, 'x-guidance': {'whitespace_flexible': False}})}")
+    elif form.marker.startswith("{"):
+        lines.append(f"start: {calls} | PLAIN")
+        lines.append("PLAIN: /[^{\\s](.|\\n)*/")
+    else:
+        rest = "(NEWLINE call)*" if several else ""
+        lines.append(f"start: PLAIN | opened {rest}")
+        lines.append(f"PLAIN: ANY & ~/(.|\\n)*{form.marker}(.|\\n)*/")
+        lines.append("ANY: /(.|\\n)*/")
+        lines.append("opened: " + " | ".join(f"opened_{place}" for place in range(len(compiled))))
+        lines.append(f"trigger[lazy]: ANY {json.dumps(form.marker)}")
+    lines.append('NEWLINE: "\\n"')
+    lines.append("call: " + " | ".join(f"call_{place}" for place in range(len(compiled))))
+    for place, (name, one) in enumerate(compiled.items()):
+        opening, tail = form.opening(name), json.dumps(form.tail)
+        lines.append(f"call_{place}: {json.dumps(opening)} arguments_{place} {tail}")
+        if choice == "auto" and content is None and not form.marker.startswith("{"):
+            after = json.dumps(opening.removeprefix(form.marker))
+            lines.append(f"opened_{place}: trigger {after} arguments_{place} {tail}")
+        schema = one.lowered if isinstance(one.lowered, dict) else {"type": "object"}
+        lines.append(f"arguments_{place}: %json {json.dumps({**schema, 'x-guidance': SPACED})}")
+    return "%llguidance {}\n" + "\n".join(lines) + "\n"
+
+
+class CallChecks:
+    """The schemas' own word on each call's arguments, when the call closes."""
+
+    def __init__(self, validators: Mapping[str, Validators], form: CallForm, content: Validators | None) -> None:
+        self.validators = validators
+        self.form = form
+        self.content = content
+
+    def begin(self) -> int:
+        return 0
+
+    def read(self, place: int, text: bytes) -> int | None:
+        """place: calls that were judged."""
+        if self.form.tail.encode() not in text[-len(self.form.tail) - 64 :]:
+            return place
+        calls = self._calls(text)
+        return None if any(not self._right(call) for call in calls[place:]) else len(calls)
+
+    def may_end(self, place: int, text: bytes) -> bool:
+        calls = self._calls(text)
+        if calls or self.content is None:
+            return all(self._right(call) for call in calls)
+        try:
+            return self.content.accepts(load(text))
+        except (ValueError, RecursionError):
+            return False
+
+    def _calls(self, text: bytes) -> list[Call]:
+        reader = CallReader(self.form)
+        reader.push(text.decode("utf-8", "ignore"))
+        return reader.calls
+
+    def _right(self, call: Call) -> bool:
+        try:
+            return call.name in self.validators and self.validators[call.name].accepts(load(call.arguments))
+        except (ValueError, RecursionError):
+            return False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a stretch of text was. kind: "content", "call" (text is the name) or "arguments"; index: which call."""
+
+    kind: Literal["content", "call", "arguments"]
+    text: str
+    index: int = 0
+
+
+class CallReader:
+    """Takes a text of a tool grammar apart as it comes. `calls`: those that are complete."""
+
+    def __init__(self, form: CallForm) -> None:
+        self.form = form
+        self.calls: list[Call] = []
+        self.opened = 0
+        self._held = ""
+        self._name: str | None = None
+        self._arguments = ""
+        self._before, _, self._after = form.head.partition("{name}")
+
+    def push(self, text: str) -> list[Piece]:
+        self._held += text
+        pieces: list[Piece] = []
+        while (piece := self._next()) is not None:
+            if piece.text:
+                pieces.append(piece)
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """The text is over: what was held because it might have begun a call is content."""
+        held, self._held = self._held, ""
+        if not held:
+            return []
+        return [Piece("content", held)] if self._name is None else [Piece("arguments", held, self.opened - 1)]
+
+    def _next(self) -> Piece | None:
+        return self._in_content() if self._name is None else self._in_arguments()
+
+    def _in_content(self) -> Piece | None:
+        """Up to the next call's head; between two calls a line break is nothing."""
+        if self.calls and self._held.startswith("\n"):
+            self._held = self._held[1:]
+        start = self._held.find(self._before)
+        if start > 0:
+            return self._take_content(start)
+        if start == 0:
+            end = self._held.find(self._after, len(self._before))
+            if end < 0:
+                return None
+            self._name = str(json.loads(self._held[len(self._before) : end]))
+            self._held = self._held[end + len(self._after) :]
+            self.opened += 1
+            return Piece("call", self._name, self.opened - 1)
+        safe = len(self._held) - _overlap(self._held, self._before)
+        return self._take_content(safe) if safe > 0 else None
+
+    def _take_content(self, count: int) -> Piece:
+        text, self._held = self._held[:count], self._held[count:]
+        return Piece("content", text)
+
+    def _in_arguments(self) -> Piece | None:
+        """Up to the call's tail. Compact JSON has no line break, so a tail with one is never part of it."""
+        end = self._end_of_arguments()
+        if end is None:
+            safe = len(self._held) - _overlap(self._held, self.form.tail)
+            if safe <= 0 or len(self.form.tail) == 1:
+                return None
+            return self._take_arguments(safe)
+        piece = self._take_arguments(end)
+        self._held = self._held[len(self.form.tail) :]
+        self.calls.append(Call(self._name or "", self._arguments))
+        self._name, self._arguments = None, ""
+        return piece
+
+    def _end_of_arguments(self) -> int | None:
+        if len(self.form.tail) > 1:
+            found = self._held.find(self.form.tail)
+            return found if found >= 0 else None
+        try:
+            _, end = json.JSONDecoder().raw_decode(self._held)
+        except ValueError:
+            return None
+        return end if self._held[end : end + 1] == self.form.tail else None
+
+    def _take_arguments(self, count: int) -> Piece:
+        text, self._held = self._held[:count], self._held[count:]
+        self._arguments += text
+        return Piece("arguments", text, self.opened - 1)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """How much of the text's end may be the beginning of a mark."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:size])), 0)

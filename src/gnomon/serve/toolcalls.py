@@ -1,0 +1,254 @@
+"""Tools in OpenAI's shapes: which may be called, how the prompt tells of them, and calls as answers and deltas."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gnomon.errors import GrammarError, UsageError
+from gnomon.grammar.options import GrammarOptions
+from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallForm, CallReader, Piece, form_of
+from gnomon.model import Model
+from gnomon.serve.strict import Profile, strict_fault
+from gnomon.serve.structured import SchemaRefused
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What a request says of tools. choice "none": they are told of, and not called. named: one call was forced."""
+
+    tools: tuple[Mapping[str, Any], ...]
+    choice: Literal["none", "auto", "required"]
+    parallel: bool
+    named: bool
+
+    def options(self, form: CallForm, content: Any) -> dict[str, Any] | None:
+        """The grammar option that allows these calls."""
+        if self.choice == "none" or not self.tools:
+            return None
+        calls = {
+            "functions": [dict(tool) for tool in self.tools],
+            "form": form.name,
+            "choice": self.choice,
+            "parallel": self.parallel and not self.named,
+        }
+        return {"tools": calls if content is None else {**calls, "content": content}}
+
+
+def tool_use(tools: Any, tool_choice: Any, parallel: bool | None, profile: Profile) -> ToolUse | None:
+    """Checked; None without tools. Raises UsageError and, for schemas, OpenAI's own words."""
+    if tools is None or tools == []:
+        if tool_choice not in (None, "none", "auto"):
+            raise UsageError("`tool_choice` is only allowed when `tools` are given.", param="tool_choice")
+        return None
+    if not isinstance(tools, list):
+        raise UsageError("`tools` must be a list.", param="tools")
+    functions = [_function(tool, place, profile) for place, tool in enumerate(tools)]
+    names = [function["name"] for function in functions]
+    if len(set(names)) != len(names):
+        raise UsageError("Two tools have the same name.", param="tools")
+    choice, allowed, named = _choice(tool_choice, names)
+    chosen = tuple(function for function in functions if allowed is None or function["name"] in allowed)
+    return ToolUse(chosen, choice, parallel is not False, named)
+
+
+def _function(tool: Any, place: int, profile: Profile) -> dict[str, Any]:
+    where = f"tools[{place}]"
+    if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
+        kind = tool.get("type") if isinstance(tool, Mapping) else type(tool).__name__
+        raise UsageError(f"`{where}` is of type {kind!r}; this server knows tools of type 'function'.", param=where)
+    function = tool["function"]
+    name = function.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(f"`{where}.function.name` is needed: up to 64 letters, digits, _ and -.", param=where)
+    schema = function.get("parameters") or NO_PARAMETERS
+    fault = strict_fault(schema, profile) if function.get("strict") else None
+    if fault is None:
+        try:
+            compiled = GrammarOptions.model_validate({"schema": schema}).grammar()
+            fault = "no arguments satisfy it." if compiled.report.unsatisfiable else None
+        except GrammarError as error:
+            fault = error.message
+    if fault is not None:
+        raise SchemaRefused(
+            f"Invalid schema for function '{name}': {fault}",
+            param=f"{where}.function.parameters",
+            code="invalid_function_parameters",
+        )
+    return {"name": name, "description": function.get("description") or "", "parameters": schema}
+
+
+def _choice(given: Any, names: Sequence[str]) -> tuple[Literal["none", "auto", "required"], set[str] | None, bool]:
+    """(how, which names, whether one was named)."""
+    if given is None or given == "auto":
+        return "auto", None, False
+    if given in ("none", "required"):
+        return given, None, False
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind == "function":
+        return "required", {_known(given.get("function"), names)}, True
+    if kind == "allowed_tools" and isinstance(allowed := given.get("allowed_tools"), Mapping):
+        chosen = {_known(tool.get("function"), names) for tool in allowed.get("tools", []) if isinstance(tool, Mapping)}
+        return ("required" if allowed.get("mode") == "required" else "auto"), chosen, False
+    raise UsageError(
+        f"`tool_choice` is {given!r}; known: none, auto, required, one function, allowed_tools.", param="tool_choice"
+    )
+
+
+def _known(function: Any, names: Sequence[str]) -> str:
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if name not in names:
+        raise UsageError(f"Tool choice '{name}' not found in 'tools' parameter.", param="tool_choice")
+    return str(name)
+
+
+# -- the prompt ---------------------------------------------------------------------------------------------------
+
+
+def form_for(model: Model) -> CallForm:
+    return form_of(model.template.source)
+
+
+def told(
+    model: Model, messages: list[dict[str, Any]], use: ToolUse | None, variables: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(messages, template variables) that tell of the tools: in the template's own words where it has some, else in a
+    system message, with earlier calls and their results as text."""
+    if "tools" in model.template.source:
+        tools = [{"type": "function", "function": dict(tool)} for tool in use.tools] if use else None
+        return [_with_objects(message) for message in messages], {**variables, **({"tools": tools} if tools else {})}
+    plain = [_as_plain(message) for message in messages]
+    if use is not None and use.choice != "none":
+        words = _instructions(use.tools)
+        if plain and plain[0].get("role") in ("system", "developer") and isinstance(plain[0].get("content"), str):
+            plain[0] = {**plain[0], "content": f"{plain[0]['content']}\n\n{words}"}
+        else:
+            plain.insert(0, {"role": "system", "content": words})
+    return plain, variables
+
+
+def _instructions(tools: Sequence[Mapping[str, Any]]) -> str:
+    listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
+    example = FORMS["hermes"].opening("NAME") + '{"KEY": VALUE}' + FORMS["hermes"].tail
+    return f"You can call these functions:\n{listed}\nTo call one, write exactly this and nothing after it:\n{example}"
+
+
+def _with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates write a call's arguments themselves: they want the value, not its text."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    return {**message, "tool_calls": [{**call, "function": _parsed(call.get("function") or {})} for call in calls]}
+
+
+def _parsed(function: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {**function, "arguments": json.loads(function.get("arguments") or "{}")}
+    except (TypeError, ValueError):
+        return dict(function)
+
+
+def _as_plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Calls and their results as text, for a template that knows neither."""
+    if message.get("role") in ("tool", "function"):
+        return {"role": "user", "content": f"<tool_response>\n{message.get('content')}\n</tool_response>"}
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return dict(message)
+    form = FORMS["hermes"]
+    written = [
+        form.opening(str((call.get("function") or {}).get("name"))) + str(call["function"].get("arguments")) + form.tail
+        for call in calls
+        if isinstance(call, Mapping)
+    ]
+    content = message.get("content") or ""
+    return {"role": message.get("role"), "content": "\n".join([*([str(content)] if content else []), *written])}
+
+
+# -- the answer ---------------------------------------------------------------------------------------------------
+
+
+def call_id(answer: str, choice: int, index: int) -> str:
+    """The same for the same answer: ids are no source of chance."""
+    return "call_" + hashlib.sha256(f"{answer}/{choice}/{index}".encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How the answers of one request are read: what may be called, and how this model writes it."""
+
+    use: ToolUse
+    form: CallForm
+
+    def message(self, answer: str, choice: int, text: str, reason: str) -> tuple[dict[str, Any], str]:
+        """(the message of a whole answer, its finish reason)."""
+        reader = CallReader(self.form)
+        pieces = [*reader.push(text), *reader.finish()] if self.use.choice != "none" else [Piece("content", text)]
+        content = "".join(piece.text for piece in pieces if piece.kind == "content")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if reader.opened:
+            message["content"] = content or None
+            message["tool_calls"] = [_opened_call(answer, choice, index, pieces) for index in range(reader.opened)]
+        return message, self.reason(reason, reader)
+
+    def reason(self, reason: str, reader: CallReader) -> str:
+        """OpenAI's: a forced, named call ends with "stop"; other calls with "tool_calls"."""
+        if reason != "stop" or not reader.opened:
+            return reason
+        return "stop" if self.use.named else "tool_calls"
+
+
+class CallDeltas:
+    """One choice's text as deltas: content, a call's name, its arguments piece by piece."""
+
+    def __init__(self, answer: str, choice: int, calling: Calling) -> None:
+        self.answer = answer
+        self.choice = choice
+        self.calling = calling
+        self.reader = CallReader(calling.form)
+        self._first = True
+
+    def push(self, text: str, *, last: bool) -> list[dict[str, Any]]:
+        if self.calling.use.choice == "none":
+            pieces = [Piece("content", text)] if text else []
+        else:
+            pieces = [*self.reader.push(text), *(self.reader.finish() if last else [])]
+        deltas = [self._delta(piece) for piece in pieces]
+        if last and self._first:
+            deltas.append(self._delta(Piece("content", "")))
+        return deltas
+
+    def reason(self, reason: str) -> str:
+        return self.calling.reason(reason, self.reader)
+
+    def _delta(self, piece: Piece) -> dict[str, Any]:
+        """The first of a choice brings the role."""
+        first, self._first = self._first, False
+        if piece.kind == "content":
+            return {"role": "assistant", "content": piece.text, "refusal": None} if first else {"content": piece.text}
+        if piece.kind == "arguments":
+            return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+        call = {
+            "index": piece.index,
+            "id": call_id(self.answer, self.choice, piece.index),
+            "type": "function",
+            "function": {"name": piece.text, "arguments": ""},
+        }
+        if first:
+            return {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
+        return {"tool_calls": [call]}
+
+
+def _opened_call(answer: str, choice: int, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """A call, complete or (where the text was cut) as far as it came."""
+    mine = [piece for piece in pieces if piece.index == index and piece.kind != "content"]
+    name = next(piece.text for piece in mine if piece.kind == "call")
+    arguments = "".join(piece.text for piece in mine if piece.kind == "arguments")
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id(answer, choice, index), "type": "function", "function": function}
