@@ -120,6 +120,8 @@ def told(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(messages, template variables) that tell of the tools: in the template's own words where it has some, else in a
     system message, with earlier calls and their results as text."""
+    if use is None and not any(m.get("tool_calls") or m.get("role") in ("tool", "function") for m in messages):
+        return messages, variables
     if "tools" in model.template.source:
         tools = [{"type": "function", "function": dict(tool)} for tool in use.tools] if use else None
         return [_with_objects(message) for message in messages], {**variables, **({"tools": tools} if tools else {})}
