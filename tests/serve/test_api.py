@@ -103,7 +103,7 @@ def test_models_are_listed_and_embeddings_come_as_floats_or_base64(client: opena
         ({"n": 1000}, 400, "n", "1000"),
         ({"n": "two"}, 400, "n", "whole number"),
         ({"top_logprobs": 3}, 400, "top_logprobs", "logprobs: true"),
-        ({"tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools[0]", "of type"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
         ({"stream_options": {"x": 1}}, 400, "stream_options.x", "Unknown"),
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias", "99999"),
