@@ -3,7 +3,8 @@
 Usage: python benchmarks/engine.py [decode prefill concurrent prefix speculation operators]; writes each section into
 benchmarks/results/engine.json. llama.cpp takes part where llama-cpp-python 0.3.36 is installed: LLAMA_PYTHON names the
 interpreter that has it. Everybody works in turn, round by round, so that what else the machine does hits all alike:
-ratios are medians of the rounds' own ratios, rates are medians.
+ratios are medians of the rounds' own ratios, rates are medians. On a machine that is busy with other work, --cpu counts
+the processor time of one thread instead of the clock's: what others take is not counted, what they slow down is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from gnomon.models.reference import open_checkpoint
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "results" / "engine.json"
 MODEL = "smollm2-135m-instruct"
-DECODED, PREFILLED, ROUNDS = 32, 1000, 5
+DECODED, PREFILLED = 32, 1000
 PROMPT = list(range(100, 116))
 LONG = [(7919 * place) % 40_000 + 100 for place in range(PREFILLED)]
 WEIGHT_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 143e6}
@@ -41,6 +43,17 @@ WEIGHT_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 143e6}
 LINEAR_FLOPS = 2 * 106.2e6
 """Of one prompt token: two for each weight of the layers (the head multiplies the last row only)."""
 
+
+@dataclass
+class How:
+    """How it is measured: set once from the command line."""
+
+    clock: Callable[[], float] = time.perf_counter
+    rounds: int = 5
+    threads: tuple[int, ...] = (1, 2)
+
+
+HOW = How()
 Work = Callable[[], float]
 """Does a fixed amount of work and gives its rate in tokens a second."""
 
@@ -50,7 +63,8 @@ class LlamaCpp:
 
     def __init__(self, threads: int) -> None:
         path = str(open_checkpoint(MODEL).file_path)
-        command = [os.environ["LLAMA_PYTHON"], str(Path(__file__).with_name("engine_llama.py")), path, str(threads)]
+        script, counted = str(Path(__file__).with_name("engine_llama.py")), HOW.clock.__name__
+        command = [os.environ["LLAMA_PYTHON"], script, path, str(threads), counted]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def rate(self, **work: Any) -> float:
@@ -78,15 +92,15 @@ def llama_cpp(threads: int) -> Iterator[LlamaCpp | None]:
 
 
 def rate(tokens: int, work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+    started = HOW.clock()
     work()
-    return tokens / (time.perf_counter() - started)
+    return tokens / (HOW.clock() - started)
 
 
-def in_turn(runs: dict[str, Work], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def in_turn(runs: dict[str, Work], rounds: int | None = None) -> dict[str, list[float]]:
     """Everybody once to warm up, then round by round."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range((rounds or HOW.rounds) + 1):
         for name, run in runs.items():
             value = run()
             if number:
@@ -155,7 +169,7 @@ def decode() -> dict[str, Any]:
     """One sequence, greedy."""
     result: dict[str, Any] = {"work": f"{len(PROMPT)} prompt tokens, {DECODED} decoded, batch 1, greedy; tokens/s"}
     modules = theirs()
-    for threads in (1, 2):
+    for threads in HOW.threads:
         runs: dict[str, Work] = {}
         models = {profile: ours(profile, threads) for profile in ("fp32", "bf16", "int8", "gguf")}
         for profile, model in models.items():
@@ -186,7 +200,7 @@ def decode() -> dict[str, Any]:
 
 def prefill() -> dict[str, Any]:
     """A prompt of 1,000 tokens and the one token after it."""
-    threads, runs, number = 2, {}, iter(range(1, 10**6))
+    threads, runs, number = HOW.threads[-1], {}, iter(range(1, 10**6))
 
     def cold() -> list[int]:
         return [next(number) % 40_000, *LONG[1:]]  # another first token: nothing of it is in the prefix cache
@@ -220,7 +234,7 @@ def prefill() -> dict[str, Any]:
 
 def concurrent() -> dict[str, Any]:
     """Sixteen sequences at once."""
-    threads, count = 2, 16
+    threads, count = HOW.threads[-1], 16
     prompts = [[100 + 7 * n + place for place in range(16)] for n in range(count)]
     runs: dict[str, Work] = {}
     models = {profile: ours(profile, threads) for profile in ("bf16", "int8", "gguf")}
@@ -233,7 +247,7 @@ def concurrent() -> dict[str, Any]:
     with llama_cpp(threads) as peer:
         if peer is not None:
             runs["llama.cpp Q4_1"] = lambda: peer.rate(decode=DECODED, prompts=prompts)
-        rates = in_turn(runs, 3)
+        rates = in_turn(runs)
     for model in models.values():
         model.close()
     pairs = {"gguf: gnomon / llama.cpp, batched": ("gnomon gguf", "llama.cpp Q4_1")}
@@ -245,8 +259,8 @@ def prefix() -> dict[str, Any]:
     """Time to the first token of a 1,000-token prompt that was seen before, over that of one that was not."""
     shares: dict[str, list[float]] = {}
     for profile in ("fp32", "gguf"):
-        with ours(profile, 2) as model:
-            for number in range(ROUNDS):
+        with ours(profile, HOW.threads[-1]) as model:
+            for number in range(HOW.rounds):
                 prompt = [number + 5, *LONG[1:]]
                 cold = 1 / rate(1, lambda p=prompt: model.generate(p, max_tokens=1, ignore_eos=True))
                 warm = 1 / rate(1, lambda p=prompt: model.generate(p, max_tokens=1, ignore_eos=True))
@@ -259,7 +273,7 @@ def speculation() -> dict[str, Any]:
     prompt = [220, 504, 2365, 6354, 16438, 22582, 690, 260, 23790, 2767, 30] * 12
     result: dict[str, Any] = {"work": "96 tokens after a sentence said twelve times, 2 threads; with / without"}
     for profile in ("fp32", "gguf"):
-        with ours(profile, 2) as plain, ours(profile, 2, speculation="lookup") as guessing:
+        with ours(profile, HOW.threads[-1]) as plain, ours(profile, HOW.threads[-1], speculation="lookup") as guessing:
             for temperature in (0.0, 0.8):
                 options = {"max_tokens": 96, "ignore_eos": True, "temperature": temperature, "seed": 1}
                 texts: dict[str, list[int]] = {}
@@ -285,7 +299,7 @@ def speculation() -> dict[str, Any]:
 def operators() -> dict[str, Any]:
     """The canonical products and attention against torch's own in the same engine, operator by operator."""
     result: dict[str, Any] = {"work": "fp32, 2 threads, layers operator by operator in both; canonical / torch's own"}
-    with ours("fp32", 2) as canonical, ours("fp32", 2) as swapped:
+    with ours("fp32", HOW.threads[-1]) as canonical, ours("fp32", HOW.threads[-1]) as swapped:
         for model, replace in ((canonical, False), (swapped, True)):
             torch_in_place_of_ours(model, replace=replace)
         for count in (1, 16):
@@ -306,15 +320,21 @@ SECTIONS = {f.__name__: f for f in (decode, prefill, concurrent, prefix, specula
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
-    chosen = parser.parse_args().sections
+    parser.add_argument("--cpu", action="store_true", help="processor time of one thread in place of the clock's")
+    parser.add_argument("--rounds", type=int, default=HOW.rounds)
+    arguments = parser.parse_args()
+    chosen = arguments.sections
+    HOW.rounds = arguments.rounds
+    if arguments.cpu:
+        HOW.clock, HOW.threads = time.process_time, (1,)
     result: dict[str, Any] = json.loads(TARGET.read_text()) if TARGET.exists() else {}
-    result = {name: value for name, value in result.items() if name in SECTIONS}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     for name in chosen:
         load = os.getloadavg()[0]
         found = SECTIONS[name]()
         result[name] = {
             **found,
+            "counted": "processor time, one thread" if arguments.cpu else "the clock's time",
             "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} CPUs, "
             f"load {load:.0f} before and {os.getloadavg()[0]:.0f} after",
             "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",

@@ -1,4 +1,4 @@
-"""llama.cpp as engine.py's peer, run by an interpreter that has llama-cpp-python: MODEL.gguf THREADS.
+"""llama.cpp as engine.py's peer, run by an interpreter that has llama-cpp-python: MODEL.gguf THREADS CLOCK.
 
 Each line in is {"decode": tokens, "prompts": [[ids]]}; each line out is tokens a second. Several prompts are decoded
 as one batch of as many sequences, which is what llama.cpp's server does inside. With one prompt and one token, the
@@ -37,7 +37,7 @@ def decoded(context: Any, items: list[tuple[int, int, int, bool]]) -> None:
 
 
 def main() -> None:
-    path, threads = sys.argv[1], int(sys.argv[2])
+    path, threads, clock = sys.argv[1], int(sys.argv[2]), getattr(time, sys.argv[3])
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -51,7 +51,7 @@ def main() -> None:
         work = json.loads(line)
         prompts, tokens = work["prompts"], work["decode"]
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        started = time.perf_counter()
+        started = clock()
         decoded(
             context,
             [
@@ -67,7 +67,7 @@ def main() -> None:
                 break
             decoded(context, [(token, len(prompts[n]) + step, n, True) for n, token in enumerate(drawn)])
             rows = list(range(len(prompts)))
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         count = len(prompts[0]) if len(prompts) == tokens == 1 else tokens * len(prompts)
         print(count / seconds, flush=True)
 

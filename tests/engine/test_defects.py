@@ -32,6 +32,7 @@ from gnomon.kernels.native_operators import NativeOperators
 from gnomon.models.reference import open_checkpoint
 from helpers.tiny import write_tiny_model
 
+pytestmark = pytest.mark.timeout(900)  # the test-only build takes some seconds of a quiet machine
 ROOT = Path(__file__).parents[2]
 
 KERNEL_DEFECTS = {

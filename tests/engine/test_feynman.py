@@ -17,6 +17,7 @@ COMPLETIONS, TOKENS = 1000, 64
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)
 def test_64_completions_of_64_tokens_are_one_answer() -> None:
     with gnomon.load("smollm2-135m-instruct", profile="gguf") as model:
         alone = model.generate(model.render(PROMPT), max_tokens=64, temperature=0.0, ignore_eos=True)
