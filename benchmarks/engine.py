@@ -181,17 +181,19 @@ def decode() -> dict[str, Any]:
         with llama_cpp(threads) as peer:
             if peer is not None:
                 runs["llama.cpp Q4_1"] = lambda p=peer: p.rate(decode=DECODED, prompts=[PROMPT])
-            bandwidth = [read_bandwidth(threads)]
+            by_the_clock = HOW.clock is time.perf_counter  # bandwidth is; processor time cannot be compared with it
+            bandwidth = [read_bandwidth(threads)] if by_the_clock else []
             rates = in_turn(runs)
-            bandwidth.append(read_bandwidth(threads))
+            bandwidth += [read_bandwidth(threads)] if by_the_clock else []
         pairs = {f"{d}: gnomon / transformers": (f"gnomon {d}", f"transformers {d}") for d in ("fp32", "bf16")}
         pairs["gguf: gnomon / llama.cpp"] = ("gnomon gguf", "llama.cpp Q4_1")
         found = report(rates, pairs)
-        found["read_bandwidth_GB_s, before and after"] = bandwidth
-        found["share_of_bandwidth"] = {
-            profile: round(statistics.median(rates[f"gnomon {profile}"]) * size / max(bandwidth) * 1e-9, 2)
-            for profile, size in WEIGHT_BYTES.items()
-        }
+        if bandwidth:
+            found["read_bandwidth_GB_s, before and after"] = bandwidth
+            found["share_of_bandwidth"] = {
+                profile: round(statistics.median(rates[f"gnomon {profile}"]) * size / max(bandwidth) * 1e-9, 2)
+                for profile, size in WEIGHT_BYTES.items()
+            }
         result[f"{threads} thread(s)"] = found
         for model in models.values():
             model.close()
