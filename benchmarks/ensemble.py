@@ -1,8 +1,7 @@
-"""The ensemble beside its members and beside peers. Writes benchmarks/results/ensemble*.json.
+"""The ensemble beside its members. Writes benchmarks/results/ensemble*.json.
 
     python benchmarks/ensemble.py quality   bits per byte and multiple choice, members and mixture (GNOMON_DATA)
     python benchmarks/ensemble.py speed     ms per token of union, topk, gate, byte against the sum of the members alone
-    python benchmarks/ensemble.py peers     a plain transformers loop (same vocabulary), genlm-bytes (next bytes)
 
 Quality is resumable: what a member thinks of each byte is kept in .bench/ensemble. Timings alternate in one process;
 medians of several rounds, with quartiles.
@@ -74,11 +73,13 @@ class Scorer:
     def __call__(self, text: str, prompt: str = "") -> np.ndarray:
         key = hashlib.sha256(f"{prompt}\0{text}".encode()).hexdigest()[:24]
         if key not in self.known:
+            started = time.perf_counter()
             if self.single is None:
                 self.single = Ensemble([self.name], core="byte", ledger=False)
             (values,) = self.single.byte_probabilities(text, prompt).values()
             self.known[key] = values[:-1]
             self.fresh += 1
+            print(self.name, len(text), round(time.perf_counter() - started, 1), file=sys.stderr, flush=True)
             if self.fresh % 20 == 0:
                 self.keep()
         return np.array(self.known[key])
@@ -126,7 +127,7 @@ def quality() -> None:
         {
             "name": c.name,
             "bits_per_byte": _interval(np.array(c.bits), lengths, 0),
-            "accuracy": _interval(np.array(c.right, dtype=float), np.ones(len(items)), 0),
+            **({"accuracy": _interval(np.array(c.right, dtype=float), np.ones(len(items)), 0)} if items else {}),
         }
         for c in contenders
     ]
@@ -147,6 +148,7 @@ def quality() -> None:
         for x, y in zip(*flat.values(), strict=True)
         for w in (0.25, 0.5, weight)
     )
+    report |= {"threads": os.environ.get("GNOMON_THREADS")}
     write("ensemble-quality", report)
     (RESULTS / "ensemble-quality.svg").write_text(svg(report))
 
@@ -169,14 +171,16 @@ def decoding(model: Any, count: int, **options: Any) -> float:
 
 
 def speed() -> None:
-    rounds, count = int(os.environ.get("ROUNDS", "5")), 24
+    rounds, count = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("COUNT", "24"))
+    wanted = os.environ.get("CORES", "union,topk,gate 0.5,byte").split(",")
     members = [load(name, speculation="off", ledger=False) for name in MEMBERS]
-    made = {
-        "union": Ensemble(members, core="union"),
-        "topk": Ensemble(members, core="topk"),
-        "gate 0.5": Ensemble(members, core="union", when="gate", threshold=0.5),
-        "byte": Ensemble(members, core="byte", prune=1e-3),
+    kinds: dict[str, dict[str, Any]] = {
+        "union": {"core": "union"},
+        "topk": {"core": "topk"},
+        "gate 0.5": {"core": "union", "when": "gate", "threshold": 0.5},
+        "byte": {"core": "byte"},
     }
+    made = {name: Ensemble(members, ledger=False, **kinds[name]) for name in wanted}
     times: dict[str, list[float]] = {name: [] for name in [*MEMBERS, *made]}
     share = {}
     for _ in range(rounds):
@@ -200,18 +204,6 @@ def speed() -> None:
     write("ensemble-speed", report)
 
 
-def peers() -> None:
-    """Peers run in environments of their own; see benchmarks/ensemble_peers.py."""
-    environment = ROOT / ".bench" / "ensemble-peers"
-    if not (environment / "bin" / "python").exists():
-        sys.exit(f"Make {environment} first: python -m venv, then pip install genlm-bytes==0.2.0 transformers")
-    script = Path(__file__).with_name("ensemble_peers.py")
-    out = subprocess.run(
-        [environment / "bin" / "python", script], check=True, capture_output=True, text=True, cwd=ROOT
-    ).stdout
-    write("ensemble-peers", json.loads(out.splitlines()[-1]))
-
-
 def write(name: str, report: dict[str, Any]) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
     head = {
@@ -226,4 +218,4 @@ def write(name: str, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"quality": quality, "speed": speed, "peers": peers}[sys.argv[1]]()
+    {"quality": quality, "speed": speed}[sys.argv[1]]()
