@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from conftest import need
 from gnomon.model import Model
+from helpers.saying import saying
 from helpers.server import serving
 
 pytestmark = pytest.mark.browser
@@ -125,3 +127,19 @@ def test_model_text_is_never_markup(page: Any) -> None:
     ask(page, "<img src=x onerror=alert(1)>")
     page.wait_for_selector(".assistant .footnote")
     assert page.locator("#conversation img").count() == 0
+
+
+def test_redactions_are_marked_and_findings_listed(page: Any, tiny: Model) -> None:
+    said = "The key is ghp_9rtqamlth6e39ixjq0ji9qzqs7cxfl909k1l, keep it."
+    with saying(tiny, guard={"output": ["secrets"]}, say={"text": said}):
+        ask(page, "abc", 100)
+        page.wait_for_selector(".findings")
+        assert page.inner_text("mark.redacted") == "github-token"
+        assert "ghp_" not in page.inner_text("#conversation")
+        page.click(".findings summary")
+        assert "github-token" in page.inner_text(".findings table")
+        if folder := os.environ.get("GNOMON_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/guard.png")
+    with saying(tiny, guard={"output": [{"use": "secrets", "action": "block"}]}, say={"text": said}):
+        ask(page, "abc", 100)
+        page.wait_for_selector("text=ended by the guard")

@@ -1,6 +1,7 @@
 // The studio page: one conversation, its settings, and the token view.
 
 import { chat, models, onKeyNeeded } from "./api.js";
+import { findingsPanel, marked } from "./guard.js";
 import { tokenSpans, watchTokens } from "./tokens.js";
 
 const $ = (id) => document.getElementById(id);
@@ -111,6 +112,7 @@ async function answer() {
   let said = "";
   let last = {};
   let reason = "";
+  const findings = [];
   try {
     for await (const event of chat(body, running.signal)) {
       last = { ...last, ...event };
@@ -121,8 +123,10 @@ async function answer() {
       const entries = choice.logprobs?.content ?? [];
       said += piece;
       const near = conversation.scrollHeight - conversation.scrollTop - conversation.clientHeight < 80;
-      if (entries.length) text.append(...tokenSpans(piece, entries));
-      else if (piece) text.append(piece);
+      findings.push(...(choice.guard?.findings ?? []));
+      const spelt = entries.map((entry) => entry.token).join("") === piece; // not where the guard replaced something
+      if (entries.length && (spelt || !piece.includes("[REDACTED:"))) text.append(...tokenSpans(piece, entries));
+      else if (piece) text.append(...marked(piece));
       if (near) conversation.scrollTop = conversation.scrollHeight;
     }
   } catch (error) {
@@ -140,6 +144,8 @@ async function answer() {
     const speed = (last.usage.completion_tokens / seconds).toFixed(1);
     footnote(element, [`${last.usage.completion_tokens} tokens`, `${speed}/s`, `seed ${last.seed}`, last.system_fingerprint]);
   }
+  if (findings.length) element.append(findingsPanel(findings));
+  if (reason === "content_filter") footnote(element, ["ended by the guard"]);
   if (reason === "length") footnote(element, ["cut at the token limit"]);
   if (reason === "stopped") footnote(element, ["stopped"]);
   if (conversation.classList.contains("show-tokens")) for (const span of text.querySelectorAll(".token")) span.tabIndex = 0;
