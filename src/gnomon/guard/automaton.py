@@ -55,6 +55,7 @@ class State:
     gate: bool
     urgent: tuple[int, ...]
     accepts: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    last: tuple[int, ...] | None = None  # rules whose match ends with the text; None: not known yet
 
 
 UNKNOWN = object()
@@ -270,8 +271,10 @@ class Program:
 
     def at_end(self, state: State) -> tuple[int, ...]:
         """Rules whose match ends where the text ends."""
-        closure = self._closure(state.kernel, state.mask, END)
-        return tuple(sorted({self.final[one] for one in closure if self.final[one] >= 0}))
+        if state.last is None:
+            closure = self._closure(state.kernel, state.mask, END)
+            state.last = tuple(sorted({self.final[one] for one in closure if self.final[one] >= 0}))
+        return state.last
 
     def _closure(self, kernel: Kernel, mask: int, character_class: int) -> set[int]:
         seen = set(kernel)

@@ -52,6 +52,7 @@ class Matcher:
 
     def __post_init__(self) -> None:
         program = self.program
+        self._any_urgent = any(source.urgent for source in program.sources)
         self.position = 0
         self.mask = program.begin_mask
         self.last_class = -1  # of the last character; -1: there was none
@@ -78,16 +79,15 @@ class Matcher:
                 place += 1
 
     def _run(self, classes: bytes, place: int) -> int:
-        """The common case, as fast as Python does it: every step is known, and nothing matches, begins in a context or
-        outgrows max_hold. Returns where that ends; `_advance` does one step of any kind."""
-        if self.runs:
+        """The common case, as fast as Python does it: every step is known, no context ends, nothing is urgent.
+
+        Returns how far that went; `_advance` does one step of any kind.
+        """
+        if self.runs or self.absorbed or self._any_urgent:
             return place
-        program = self.program
-        first_after, context, threads, mask = program.first_after, self.context, self.threads, self.mask
-        last = place - 1
-        offset = self.position - place
-        limit = len(classes)
-        before = self.last_class
+        program, ends, hold = self.program, self.ends, self.max_hold
+        first_after, context, threads, before = program.first_after, self.context, self.threads, self.last_class
+        position, limit = self.position, len(classes)
         while place < limit:
             c = classes[place]
             if context is not None:
@@ -95,44 +95,45 @@ class Matcher:
                 if following is UNKNOWN or c in context.accepts:
                     break
             first = first_after[before]
-            if first is UNKNOWN:
-                break
-            moved: dict[State, int] = {}
-            known = True
-            for state, start in threads.items():
-                after = state.next[c]
-                if after is None and c not in state.accepts:
-                    continue
-                if after is UNKNOWN or c in state.accepts or after.urgent:
-                    known = False
-                    break
-                if after not in moved:
-                    moved[after] = start
-                elif start in self.ends:
-                    known = False
-                    break
-            if not known:
+            if first is UNKNOWN or self._unknown(threads, first, c):
                 break
             if first is not None and first not in threads:
-                after = first.next[c]
-                if after is not None or c in first.accepts:
-                    if after is UNKNOWN or c in first.accepts or after.urgent:
-                        break
+                threads[first] = position
+            moved: dict[State, int] = {}
+            for state, start in threads.items():
+                if c in state.accepts:
+                    noted = ends.get(start)
+                    if noted is None:
+                        noted = ends[start] = {}
+                    for rule in state.accepts[c]:
+                        noted[rule] = position
+                after = state.next[c]
+                if after is not None:
                     if after not in moved:
-                        moved[after] = place + offset
-            if moved and place + offset + 1 - next(iter(moved.values())) >= self.max_hold:
-                break
+                        moved[after] = start
+                    elif start in ends:
+                        self._absorb(moved[after], start)
             threads = moved
             if context is not None:
                 context = following
-            before = last = c
+            before = c
             place += 1
-        if place + offset > self.position:
-            self.context, self.threads, self.position = context, threads, place + offset
-            self.mask, self.last_class = program.mask_after(last), last
-        else:
-            self.mask = mask
+            position += 1
+            if self.absorbed or (moved and position - next(iter(moved.values())) >= hold):
+                break
+        if position > self.position:
+            self.context, self.threads, self.position = context, threads, position
+            self.mask, self.last_class = program.mask_after(before), before
+            if threads:
+                self._hold_no_longer()
         return place
+
+    @staticmethod
+    def _unknown(threads: Mapping[State, int], first: State | None, c: int) -> bool:
+        """Whether some step of these threads was never made yet."""
+        if first is not None and first.next[c] is UNKNOWN:
+            return True
+        return any(state.next[c] is UNKNOWN for state in threads)
 
     def finish(self) -> None:
         """No more text comes: what could still have become a match will not."""

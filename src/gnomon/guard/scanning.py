@@ -22,7 +22,7 @@ from gnomon.capability import nearest
 from gnomon.errors import ConfigError
 
 GROUP = "gnomon.scanners"
-State = Literal["exact", "measured", "unvalidated"]
+State = Literal["exact", "unvalidated"]
 Judge = Callable[..., "Judgement"]
 
 

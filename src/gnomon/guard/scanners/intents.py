@@ -10,7 +10,7 @@ from gnomon.guard.scanners.injection import _head
 from gnomon.guard.scanning import Judgement, scanner
 
 
-@scanner("intents", about="None of the `allowed` intents of a trained `head`.", directions=("input",), state="measured")
+@scanner("intents", about="None of the `allowed` intents of a trained `head`.", directions=("input",))
 def intents(text: str, *, prompt: str = "", head: str = "", allowed: Sequence[str] = ()) -> Judgement:
     if not head:
         raise ConfigError("`intents` needs `head`: a file made by gnomon guard train-head.", param="options.head")
