@@ -95,9 +95,16 @@ class Matcher:
                 if following is UNKNOWN or c in context.accepts:
                     break
             first = first_after[before]
-            if first is UNKNOWN or self._unknown(threads, first, c):
+            if first is UNKNOWN or (first is not None and first.next[c] is UNKNOWN):
                 break
-            if first is not None and first not in threads:
+            known = True
+            for state in threads:
+                if state.next[c] is UNKNOWN:
+                    known = False
+                    break
+            if not known:
+                break
+            if first is not None and first not in threads and (first.next[c] is not None or c in first.accepts):
                 threads[first] = position
             moved: dict[State, int] = {}
             for state, start in threads.items():
@@ -127,13 +134,6 @@ class Matcher:
             if threads:
                 self._hold_no_longer()
         return place
-
-    @staticmethod
-    def _unknown(threads: Mapping[State, int], first: State | None, c: int) -> bool:
-        """Whether some step of these threads was never made yet."""
-        if first is not None and first.next[c] is UNKNOWN:
-            return True
-        return any(state.next[c] is UNKNOWN for state in threads)
 
     def finish(self) -> None:
         """No more text comes: what could still have become a match will not."""
