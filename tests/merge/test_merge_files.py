@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import gnomon
 from gnomon.cli.main import run
 from gnomon.errors import ConfigError, MergeError, UsageError
 from gnomon.merge import merge
-from gnomon.merge.build import open_merge
+from gnomon.merge.build import MergeRun, open_merge
+from gnomon.merge.forecast import forecast
 from gnomon.merge.settings import MISSING, Setting
 from gnomon.model import Model
 
@@ -206,6 +208,47 @@ def test_the_command_merges_plans_and_lists(family: Family, tmp_path: Path, caps
     assert "karcher" in capsys.readouterr().out
     assert run(["merge", str(file), str(tmp_path / "short"), "--max-memory", "10MB"]) == 2
     assert "Allow at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_papers_trim_keeps_the_greatest_of_the_whole_model(family: Family, threads: int) -> None:
+    entries = [{"model": str(family["a"]), "parameters": {"weight": 1.0, "density": 0.2}}]
+    content = {"merge_method": "ties", "base_model": str(family["base"]), "models": entries}
+    merged = merge(content | {"parameters": {"trim_scope": "model"}}, threads=threads)
+    base, tuned = (load_file(family[name] / "model.safetensors") for name in ("base", "a"))
+    deltas = torch.cat([(tuned[name] - base[name]).reshape(-1) for name in sorted(base)])
+    kept = deltas.abs().argsort(descending=True, stable=True)[: int(0.2 * len(deltas))]
+    wanted = torch.zeros_like(deltas)
+    wanted[kept] = deltas[kept]
+    got = torch.cat([(merged[name] - base[name]).reshape(-1) for name in sorted(base)])
+    assert torch.allclose(got, wanted, atol=1e-6) and int((got != 0).sum()) <= len(kept)
+    per_tensor = merge(content)
+    assert any(not torch.equal(per_tensor[name], merged[name]) for name in base)
+    with pytest.raises(UsageError, match="trim_scope"):
+        merge(content | {"parameters": {"trim_scope": "layer"}})
+
+
+def test_a_model_of_seventy_billion_is_planned_from_its_config_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192,
+        "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    for name in ("base", "one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    models = [{"model": f"./{name}", "parameters": {"weight": 1, "density": 0.5}} for name in ("one", "two")]
+    content = {"merge_method": "ties", "base_model": "./base", "models": models}
+    file = write(tmp_path / "big.yaml", content)
+    assert run(["merge", "plan", str(file), "--json", "--max-memory", "4GB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tensors"] == 723 and found["bytes_written"] == 141_107_412_992
+    assert found["bytes_read"] == 3 * found["bytes_written"] and found["peak_memory"] < 4e9
+    with pytest.raises(MergeError, match=r"needs \d+ MB .* more than the 600 MB"):
+        forecast(open_merge(file, MergeRun(bare=True)), max_memory="600MB")
 
 
 def test_a_merged_model_answers_like_any_other(family: Family, tiny: Model) -> None:

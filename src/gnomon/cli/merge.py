@@ -111,10 +111,10 @@ def plan(
     tensors: bool = typer.Option(False, "--tensors", help="List every tensor."),
     json: bool = JSON,
 ) -> None:
-    """What a merge will read, write and need, from file headers (or a bare index) alone."""
+    """What a merge will read, write and need, from file headers, or from config.json alone where no weights are."""
     from gnomon.merge.forecast import forecast
 
-    merged = _open(file, threads=threads, truncate_embeddings=unsafe_truncate_embeddings)
+    merged = _open(file, threads=threads, truncate_embeddings=unsafe_truncate_embeddings, bare=True)
     found = forecast(merged, max_memory=max_memory, shard_bytes=out_shard_size)
     _warn(merged.plan.warnings)
     listed = [

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -83,6 +84,10 @@ class TensorView:
     """A narrower type that inputs are first rounded to (mergekit's `dtype`)."""
     statistics: Sequence[Tensor] = ()
     """For methods that look at data: one tensor per model (statistics.py)."""
+    siblings: Callable[[], Sequence[TensorView]] | None = None
+    """All tensors of the merge that this one's method merges, itself included, in the plan's order."""
+    once: Callable[[str, Callable[[], Any]], Any] | None = None
+    """once(key, make): make() kept for the whole merge."""
     _checked: set[int] = field(default_factory=set)
 
     @property
@@ -156,6 +161,34 @@ class TensorView:
             return [empty.index_add(0, places, part_RC.reshape(-1).double()) for part_RC in parts_RC]
 
         return [torch.stack(column).sum(0) for column in zip(*self.map(add), strict=True)]
+
+
+class ChainedView:
+    """Several tensors seen as one long one: what a selection over a whole model runs on."""
+
+    def __init__(self, views: Sequence[TensorView], threads: int) -> None:
+        self.views = views
+        self.threads = threads
+        self.random = views[0].random
+        self.starts = [0, *accumulate(view.numel for view in views)]
+        self.numel = self.starts[-1]
+        self._blocks = [(which, index) for which, view in enumerate(views) for index in range(view.block_count())]
+
+    def start_of(self, name: str) -> int:
+        """Where a tensor begins, as a flat index of the whole."""
+        return next(start for view, start in zip(self.views, self.starts, strict=False) if view.name == name)
+
+    def block_count(self) -> int:
+        return len(self._blocks)
+
+    def block(self, index: int) -> Block:
+        which, inner = self._blocks[index]
+        block = self.views[which].block(inner)
+        block.start += self.starts[which]
+        return block
+
+    def map(self, function: Callable[[Block], T]) -> list[T]:
+        return ordered_map(lambda index: function(self.block(index)), range(self.block_count()), self.threads)
 
 
 def total(value: Tensor) -> float:

@@ -36,6 +36,8 @@ class MergeRun:
     threads: int = 0
     truncate_embeddings: bool = False
     allow_nonfinite: bool = False
+    bare: bool = False
+    """Take a directory without weights for what its config says: enough to plan."""
 
 
 def merge(
@@ -137,7 +139,7 @@ def _documents(
 def _one(
     options: MergeOptions, source: str, folder: Path, run: MergeRun, known: Mapping[str, Checkpoint]
 ) -> MergedCheckpoint:
-    models = {ref: known[ref] if ref in known else _open(ref, folder, source) for ref in options.references()}
+    models = {ref: known[ref] if ref in known else _open(ref, folder, source, run.bare) for ref in options.references()}
     vocabulary: Vocabulary | None = join_vocabularies(options, models, source)
     planner = Planner(
         options, models, source, run.truncate_embeddings, vocabulary.size if vocabulary is not None else None
@@ -191,16 +193,20 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return changed
 
 
-def _open(reference: str, folder: Path, source: str) -> Checkpoint:
+def _open(reference: str, folder: Path, source: str, bare: bool = False) -> Checkpoint:
     """A model of a merge file: a path (from the file's folder, else from here), or any model reference."""
     head, plus, adapters = reference.partition("+")
     near = folder / head
-    if not near.exists() and "/" in head and not Path(head).exists() and head.count("/") == 1 and ":" not in head:
-        raise ConfigError(
-            f"{source}: there is no model directory `{head}`.",
-            hint=f"A model of the Hugging Face hub is written hf:{head}.",
-            param="model",
-        )
+    if not near.exists() and not Path(head).exists() and "/" in head and ":" not in head:
+        hub = head.count("/") == 1 and head[0] not in "./~"
+        hint = f"A model of the Hugging Face hub is written hf:{head}." if hub else None
+        raise ConfigError(f"{source}: there is no model `{head}`.", hint=hint, param="model")
+    if bare and not adapters:
+        from gnomon.merge.headers import BareCheckpoint, is_bare
+
+        place = near if near.exists() else Path(head)
+        if place.is_dir() and is_bare(place):
+            return BareCheckpoint(place)
     return open_reference(f"{near}{plus}{adapters}" if near.exists() else reference)
 
 

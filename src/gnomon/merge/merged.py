@@ -76,6 +76,8 @@ class MergedCheckpoint(Checkpoint):
         self._plans = {tensor.name: tensor for tensor in plan.tensors}
         self._random = _randomness(plan)
         self._lock = threading.Lock()
+        self._once_lock = threading.Lock()
+        self._kept: dict[str, Any] = {}
 
     def info(self, name: str) -> TensorInfo:
         planned = self._plans[name]
@@ -127,7 +129,15 @@ class MergedCheckpoint(Checkpoint):
             allow_nonfinite=self.allow_nonfinite,
             cast=getattr(torch, planned.cast) if planned.cast else None,
             statistics=self._statistics_of(planned, method.statistics),
+            siblings=lambda: [self.view(other) for other in self.plan.tensors if other.method == planned.method],
+            once=self._once,
         )
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        with self._once_lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            return self._kept[key]
 
     def _statistics_of(self, planned: TensorPlan, kind: str | None) -> list[Tensor]:
         """What a method that looks at data needs of this tensor; empty where a model has nothing to say about it."""

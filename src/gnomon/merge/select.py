@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnomon.merge.blocks import Block, TensorView
+from gnomon.merge.blocks import Block, ChainedView, TensorView
 
 SAMPLE = 1 << 16
 Scores = Callable[[Block], Sequence[Tensor]]
@@ -37,6 +37,10 @@ class Cut:
         above_RC.view(-1)[:first] |= scores_RC.reshape(-1)[:first] == self.threshold
         return above_RC
 
+    def shifted(self, by: int) -> Cut:
+        """The cut for a part that begins at flat index `by` of what it was made for."""
+        return Cut(self.threshold, self.last - by)
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -47,18 +51,21 @@ class Listed:
     def mask(self, scores_RC: Tensor, start: int) -> Tensor:
         return self.kept[start : start + scores_RC.numel()].reshape(scores_RC.shape)
 
+    def shifted(self, by: int) -> Listed:
+        return Listed(self.kept[by:])
+
 
 Kept = Cut | Listed
 EVERYTHING = Cut(-math.inf, 1 << 62)
 NOTHING = Cut(math.inf, -1)
 
 
-def greatest(view: TensorView, scores: Scores, keeps: Sequence[int]) -> Sequence[Kept]:
+def greatest(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> Sequence[Kept]:
     """For each score (scores(block) gives one tensor per entry of keeps), the cut that keeps that many elements."""
     return _sorted(view, scores, keeps) if view.random.whole else cuts_of(view, scores, keeps)
 
 
-def _sorted(view: TensorView, scores: Scores, keeps: Sequence[int]) -> list[Kept]:
+def _sorted(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Kept]:
     """Under compat: sort whole tensors as torch does, so that equal scores fall as they do there."""
     parts = view.map(lambda block: [s.reshape(-1) for s in scores(block)])
     listed: list[Kept] = []
@@ -69,7 +76,7 @@ def _sorted(view: TensorView, scores: Scores, keeps: Sequence[int]) -> list[Kept
     return listed
 
 
-def cuts_of(view: TensorView, scores: Scores, keeps: Sequence[int]) -> list[Cut]:
+def cuts_of(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Cut]:
     """The cuts, by selection."""
     cuts = [EVERYTHING if keep >= view.numel else NOTHING if keep <= 0 else None for keep in keeps]
     margin = 4.0
@@ -83,7 +90,9 @@ def cuts_of(view: TensorView, scores: Scores, keeps: Sequence[int]) -> list[Cut]
     return [cut for cut in cuts if cut is not None]
 
 
-def _brackets(view: TensorView, scores: Scores, keeps: Sequence[int], margin: float) -> list[tuple[float, float]]:
+def _brackets(
+    view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int], margin: float
+) -> list[tuple[float, float]]:
     """(low, high) around each threshold, from a strided sample."""
     stride = max(1, view.numel // SAMPLE) | 1  # odd, so that it does not fall on the same columns again and again
     rows = view.map(lambda block: [s.reshape(-1)[::stride] for s in scores(block)])
@@ -120,7 +129,12 @@ def _count(scores_RC: Tensor, low: float, high: float) -> _Counted:
 
 
 def _cut(
-    view: TensorView, scores: Scores, which: int, keep: int, bracket: tuple[float, float], counted: list[_Counted]
+    view: TensorView | ChainedView,
+    scores: Scores,
+    which: int,
+    keep: int,
+    bracket: tuple[float, float],
+    counted: list[_Counted],
 ) -> Cut | None:
     """The exact cut, or None when the threshold lies outside the bracket."""
     low, high = bracket
@@ -140,7 +154,7 @@ def _cut(
     return Cut(threshold, view.numel if quota == equal else _last_kept(view, scores, which, threshold, quota))
 
 
-def _last_kept(view: TensorView, scores: Scores, which: int, threshold: float, quota: int) -> int:
+def _last_kept(view: TensorView | ChainedView, scores: Scores, which: int, threshold: float, quota: int) -> int:
     """Flat index of the quota-th element equal to the threshold."""
     for index in range(view.block_count()):
         block = view.block(index)

@@ -1,4 +1,7 @@
-"""TIES (arXiv 2306.01708): trim each task vector, elect a sign per parameter, merge what agrees."""
+"""TIES (arXiv 2306.01708): trim each task vector, elect a sign per parameter, merge what agrees.
+
+trim_scope tensor is mergekit's (each tensor keeps its share), model the paper's (the whole task vector does).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gnomon.merge.blocks import Block, TensorView
+from gnomon.errors import UsageError
+from gnomon.merge.blocks import Block, ChainedView, TensorView
 from gnomon.merge.deltas import combine
 from gnomon.merge.registry import PerModel, each, merge_method
 from gnomon.merge.select import Kept, greatest
@@ -19,13 +23,29 @@ def trim_count(density: float, count: int) -> int:
     return 0 if density <= 0 else max(1, math.floor(density * count))
 
 
-def measure(view: TensorView, *, density: list[float]) -> Sequence[Kept]:
+def check(density: list[float], trim_scope: str) -> None:
+    check_density(density)
+    if trim_scope not in ("tensor", "model"):
+        raise UsageError(f"`trim_scope` is tensor or model, not `{trim_scope}`.", param="trim_scope")
+
+
+def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Sequence[Kept]:
     """For each model, the cut that keeps its greatest magnitudes."""
+    if trim_scope == "model" and view.siblings is not None and view.once is not None:
+        chain = ChainedView(view.siblings(), view.threads)
+        cuts = view.once(f"ties {density}", lambda: model_cuts(chain, density))
+        return [cut.shifted(chain.start_of(view.name)) for cut in cuts]
     keeps = [trim_count(share, view.numel) for share in density]
     return greatest(view, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
 
 
-@merge_method("ties", measure=measure, check=check_density, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
+def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Kept]:
+    """The paper's trim: the greatest magnitudes of a model's whole task vector."""
+    keeps = [trim_count(share, chain.numel) for share in density]
+    return greatest(chain, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
+
+
+@merge_method("ties", measure=measure, check=check, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
 def ties(
     block: Block,
     measured: Sequence[Kept],
@@ -34,6 +54,7 @@ def ties(
     density: PerModel[float] = each(1.0),
     normalize: bool = True,
     int8_mask: bool = False,
+    trim_scope: str = "tensor",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Trim by magnitude, elect signs, average what agrees."""
