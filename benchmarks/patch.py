@@ -30,7 +30,7 @@ from gnomon.models.patch.peft import to_peft
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "results" / "patch.json"
-MODEL, TOKENS, ROUNDS, BATCH = "smollm2-135m-instruct", 8, 3, 4
+MODEL, TOKENS, ROUNDS, BATCH = "smollm2-135m-instruct", 8, 3, 2
 RANKS = {"fp32": (4, 16, 64), "bf16": (16,), "int8": (16,)}
 PROMPT = list(range(100, 108))
 OPTIONS: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
