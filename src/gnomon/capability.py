@@ -130,6 +130,7 @@ class StageContext:
     """What a stage may use. open_model: a function that opens another model the operator named.
 
     memory: what the stages of one prompt share. `private_prompt` there keeps the prompt out of the ledger.
+    host: the Model whose prompt it is.
     """
 
     tokenizer: Tokenizer
@@ -137,6 +138,7 @@ class StageContext:
     seed: int
     open_model: Callable[[str], Any]
     memory: dict[str, Any] = field(default_factory=dict)
+    host: Any = None
     max_tokens: int = 0
     temperature: float = 0.0
 
@@ -338,6 +340,10 @@ class Registry:
             if stage := self.capabilities[name].weights_stage:
                 found += load_attribute(stage)(options, context)
         return found
+
+    def weights_keys(self) -> set[str]:
+        """The options that only say which patches to wear: a run that names its patches needs none of them."""
+        return {name for name, capability in self.capabilities.items() if capability.weights_stage}
 
     def stages(self, parsed: ParsedOptions, context: StageContext) -> Stages:
         """Build this request's stages in the registry's declared order: by phase and stream_order, then by name."""

@@ -136,7 +136,7 @@ def load(
         speculation=speculation,
         draft=_draft_model(speculation, checkpoint, network, threads, max_context),
     )
-    return Model(
+    model = Model(
         checkpoint,
         network=network,
         worker=worker,
@@ -146,6 +146,9 @@ def load(
         open_model=load,
         observer=LEDGER.add if (enabled() if ledger is None else ledger) else None,
     )
+    if merged:
+        model.fingerprint_of({})  # patches that the defaults ask for are made now, not at the first request
+    return model
 
 
 def start_engine(

@@ -133,7 +133,7 @@ class Model:
         Raises PatchNotFound, and what `generate` raises for wrong options.
         """
         parsed = self.registry.parse(options, Origin.PYTHON, self.defaults)
-        context = StageContext(self.tokenizer, self.name, 0, self._open_model)
+        context = StageContext(self.tokenizer, self.name, 0, self._open_model, host=self)
         return self._fingerprint_with(self._chosen_patches(parsed, context, Origin.PYTHON))
 
     @property
@@ -219,6 +219,11 @@ class Model:
     def sides(self) -> tuple[SidePath, ...]:
         """The patches that run beside this model's weights, as the engine's spans take them."""
         return tuple(laid.side for laid in self._beside)
+
+    @property
+    def worn(self) -> tuple[Patch, ...]:
+        """The patches beside this model's weights, in order."""
+        return tuple(laid.patch for laid in self._beside)
 
     @property
     def unpatched(self) -> Model:
@@ -310,7 +315,7 @@ class Model:
         parsed = self.registry.parse(options, origin, self.defaults)
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
-        context = StageContext(self.tokenizer, self.name, seed, self._open_model)
+        context = StageContext(self.tokenizer, self.name, seed, self._open_model, host=self)
         patches = tuple(self._chosen_patches(parsed, context, origin))
         stages = self.registry.prompt_stages(parsed, context)
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
@@ -357,6 +362,7 @@ class Model:
         report = observer or self.observer
         given = {**self.defaults, **options}
         if beside:
+            given = {key: value for key, value in given.items() if key not in self.registry.weights_keys()}
             given["patches"] = [laid.identity for laid in beside]  # a name may mean another patch tomorrow
         noted = self._run(submission, ids, given, params) if report else None
         if noted and context.memory.get("private_prompt"):

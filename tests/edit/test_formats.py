@@ -136,6 +136,29 @@ def test_easyedits_rome_files_are_read_unmodified(data: Path) -> None:
     assert read_hparams(folder / "ROME__gpt2-xl.yaml").options["layers"] == [17]
 
 
+@pytest.mark.parametrize("name", ["MEMIT__llama-7b", "PMET__llama-7b", "EMMET__llama-7b", "AlphaEdit__llama3-8b"])
+def test_easyedits_files_of_the_other_closed_forms_are_read_unmodified(name: str, data: Path) -> None:
+    from gnomon.edit.registry import method
+
+    read = read_hparams(data / "knowledge-editing" / "easyedit_hparams" / f"{name}.yaml")
+    assert read.method == name.split("__")[0].lower() and read.moments is None
+    assert method(read.method).parse(read.options).layers == read.options["layers"]
+
+
+@pytest.mark.parametrize(("name", "ours"), [("FT__llama-7b", "ft"), ("LoRA__llama-7b", "lora")])
+def test_easyedits_files_of_the_fine_tuning_methods_are_read_unmodified(name: str, ours: str, data: Path) -> None:
+    from gnomon.edit.registry import method
+
+    read = read_hparams(data / "knowledge-editing" / "easyedit_hparams" / f"{name}.yaml")
+    assert read.method == ours
+    method(ours).parse(read.options)
+
+
+def test_a_method_that_is_not_here_is_said_so(data: Path) -> None:
+    with pytest.raises(ConfigError, match="not available here"):
+        read_hparams(data / "knowledge-editing" / "easyedit_hparams" / "MEND__gpt2-xl.yaml")
+
+
 def test_an_easyedit_key_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("alg_name: ROME\nlayers: [5]\nv_momentum: 3\n")

@@ -20,8 +20,11 @@ __all__ = ["EDIT", "Fact", "Probe", "Table", "edit", "evaluate"]
 
 EDIT = Capability(
     name="edit",
-    help="Facts to change in the model.",
+    help="Facts to change in the model: built once as a patch, kept by content.",
+    options="gnomon.edit.joining:EditOptions",
+    weights_stage="gnomon.edit.joining:chosen",
     commands="gnomon.cli.edit:app",
+    routes="gnomon.serve.edit:router",
 )
 
 _HOMES = {

@@ -57,7 +57,8 @@ def edit(
     wanted = [with_subject(model, fact) for fact in wanted]
     started = time.perf_counter()
     try:
-        change = chosen.run(own, wanted, options)
+        with own.standing_on(model.worn):
+            change = chosen.run(own, wanted, options)
     except MemoryError:
         raise EditError("Not enough memory for this edit; nothing was changed.", hint="Edit fewer facts.") from None
     seconds = time.perf_counter() - started

@@ -40,7 +40,8 @@ TRANSLATED = {
 WITHOUT_MEANING = frozenset(
     {
         "alg_name", "model_name", "stats_dir", "device", "fact_token", "v_loss_layer", "mom2_adjustment",
-        "context_template_length_params", "rewrite_module_tmp", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp",
+        "context_template_length_params", "rewrite_module_tmp", "rewrite_module_tmps",
+        "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp",
         "ln_f_module", "lm_head_module", "mom2_dataset", "mom2_n_samples", "mom2_dtype", "model_parallel", "fp16",
         "max_length", "batch_size", "evaluation_type", "api_key", "use_chat_template", "layer_selection", "P_loc",
         "nullspace_threshold", "objective_optimization", "weight_decay", "norm_constraint", "target_modules",
@@ -79,7 +80,7 @@ def read_hparams(path: Path) -> Hparams:
     options: dict[str, Any] = {}
     for key, value in content.items():
         ours = TRANSLATED.get(key)
-        if ours in fields:
+        if ours in fields and value != []:
             options[ours] = _number(value)
         elif key not in WITHOUT_MEANING and ours is None:
             raise ConfigError(f"{path}: the key `{key}` is not known.", param=key)

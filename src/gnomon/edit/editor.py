@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from gnomon.edit.moments import SELF, TOKENS, Moment, moments
 from gnomon.edit.passes import Passes
 from gnomon.edit.solve import Factor, Factors
 from gnomon.errors import UnsupportedModel, UsageError
-from gnomon.models.patch import LowRank
+from gnomon.models.patch import LowRank, Patch
 
 if TYPE_CHECKING:
     from gnomon.model import Model
@@ -40,12 +40,15 @@ class Editor:
         self.anatomy = Anatomy.of(_module(model))
         self.passes = Passes(self.anatomy)
         self.profile = profiles.of(model, self.anatomy)
+        self.standing: tuple[Patch, ...] = ()
+        self._busy = threading.RLock()
         self._moments: dict[int, Moment] = {}
         self._factors: dict[tuple[int, float], Factor] = {}
 
     @classmethod
     def of(cls, model: Model, *, corpus: str = SELF, tokens: int = TOKENS, seed: int = 0) -> Editor:
         """The editor of a model with these statistics. A model whose weights have changed gets a new one."""
+        model = model.unpatched
         key = f"{model.fingerprint}:{corpus}:{tokens}:{seed}"
         with _LOCK:
             known = _OPEN.setdefault(model, {})
@@ -95,6 +98,28 @@ class Editor:
 
     def tensor(self, layer: int) -> str:
         return self.anatomy.downs[layer].tensor
+
+    @contextmanager
+    def standing_on(self, patches: Sequence[Patch]) -> Iterator[None]:
+        """Inside the block the module is the model with these patches; one edit at a time."""
+        layer_of = {self.tensor(layer): layer for layer in range(len(self.anatomy.layers))}
+        with self._busy, ExitStack() as worn:
+            for patch in patches:
+                for name, delta in patch.deltas.items():
+                    if name not in layer_of or not isinstance(delta, LowRank):
+                        raise UsageError(
+                            f"The model wears a patch of `{name}`, which an edit cannot stand on.",
+                            hint="Load the patched weights instead: MODEL+FILE.patch.safetensors.",
+                        )
+                    layer = layer_of[name]
+                    turned = self.anatomy.downs[layer].transposed
+                    factors = (delta.down.T, delta.up.T) if turned else (delta.up, delta.down)
+                    worn.enter_context(self.wearing({layer: factors}))
+            self.standing = tuple(patches)
+            try:
+                yield
+            finally:
+                self.standing = ()
 
     @contextmanager
     def wearing(self, pending: Mapping[int, Factors]) -> Iterator[None]:

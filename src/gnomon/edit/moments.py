@@ -184,8 +184,15 @@ def _file_digest(path: Path) -> str:
 
 
 def _path(model: Model, layer: int, source: str, tokens: int) -> Path:
-    parts: dict[str, Any] = {"weights": model.fingerprint, "identity": model.checkpoint.identity}
-    parts |= {"layer": layer, "corpus": source, "tokens": tokens, "version": 1}
+    profile = model.profile
+    parts: dict[str, Any] = {"weights": profile.weights if profile else model.checkpoint.identity}
+    parts |= {
+        "dtype": profile.dtype if profile else "",
+        "layer": layer,
+        "corpus": source,
+        "tokens": tokens,
+        "version": 1,
+    }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "edit" / "moments" / f"{key}.safetensors"
 

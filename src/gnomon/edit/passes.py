@@ -103,6 +103,28 @@ class Passes:
         return found
 
     @torch.no_grad()
+    def sites(self, rows: Rows, layer: int, last: int, *, at_layer: bool) -> tuple[Tensor, Tensor]:
+        """At the edited token: the key at `layer` [B, M], and the output of layer `last` (or of its MLP) [B, C]."""
+        found: dict[str, Tensor] = {}
+        at = rows.past
+
+        def key(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found["key"] = inputs[0][:, at].clone()
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            found["output"] = _tensor(output)[:, at].clone()
+            raise _Reached
+
+        site = self.anatomy.layers[last] if at_layer else self.anatomy.downs[last].module
+        handles = [
+            self.anatomy.downs[layer].module.register_forward_pre_hook(key),
+            site.register_forward_hook(leave),
+        ]
+        with self._lock, _hooks(handles), suppress(_Reached):
+            self._base(rows.ids_BT, rows.mask_BT, rows.positions_BT)
+        return found["key"], found["output"]
+
+    @torch.no_grad()
     def capture(self, rows: Rows, layer: int) -> Captured:
         """One full forward, keeping what `above` needs at `layer`."""
         from transformers import DynamicCache

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gnomon.errors import UnsupportedModel
+from gnomon.errors import UnsupportedModel, UsageError
 from gnomon.models.patch import Patch
 
 if TYPE_CHECKING:
@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def wearing(model: Model, patch: Patch | None) -> Iterator[Model]:
-    """The model with the patch; the weights are the same bits again afterwards."""
+    """The model with the patch: beside its weights where it is low-rank, else in them until the block ends."""
     if patch is None:
         yield model
         return
+    if patch.is_low_rank:
+        with model.with_patches([patch]) as edited:
+            yield edited
+        return
+    if model.worn:
+        raise UsageError(
+            "A dense or sparse edit cannot be tried on a model that wears patches.",
+            hint="Give the method a `rank`, or load the patched weights.",
+        )
     network = model.network
     if network is None:
         raise UnsupportedModel(f"`{model.name}` has no generating network.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gnomon.models.patch import Delta
 
 GROUP = "gnomon.edit_methods"
-BUILT_IN = ("rome",)
+BUILT_IN = ("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora")
 
 
 class MethodOptions(BaseModel):

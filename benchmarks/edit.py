@@ -1,0 +1,168 @@
+"""Knowledge editing measured: single edits by method, time per edit, sequences under the guard.
+
+    python benchmarks/edit.py single  --model smollm2-135m-instruct --methods rome --facts 100
+    python benchmarks/edit.py sequence --methods rome,alphaedit,encore --facts 100
+    python benchmarks/edit.py time     --facts 10
+    python benchmarks/edit.py sweep    --layers 5,8,12,16 --facts 10
+
+Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones, which no setting was chosen on
+(`sweep` takes rows from 1,000 on). Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a
+run can be interrupted and goes on; summaries are written beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gnomon
+from gnomon.edit import Fact, edit, evaluate
+from gnomon.edit.evaluation import means
+from gnomon.edit.formats import read_facts
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PROTOCOLS = ("wild", "probability", "teacher", "length")
+HELD_OUT = 1000
+
+
+def counterfact(start: int, count: int) -> list[Fact]:
+    data = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data"))
+    return read_facts(data / "knowledge-editing" / "counterfact_0000_1999.jsonl.gz")[start : start + count]
+
+
+def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper: dict[str, Any]) -> None:
+    """One edit per fact, each alone, judged by all protocols."""
+    file = RESULTS / f"edit_single_{model.name}{label}.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(record["method"], record["fact"]) for record in known}
+    with file.open("a") as out:
+        for fact in facts:
+            for method in methods:
+                if (method, fact.id) in done:
+                    continue
+                record: dict[str, Any] = {"method": method, "fact": fact.id}
+                started, cpu = time.perf_counter(), time.process_time()
+                try:
+                    patch = edit(model, fact, method=method, report=False, **hyper)
+                except gnomon.GnomonError as error:
+                    record |= {"failed": str(error)}
+                else:
+                    record |= {
+                        "seconds": round(time.perf_counter() - started, 2),
+                        "cpu_seconds": round(time.process_time() - cpu, 2),
+                        "bytes": patch.bytes,
+                        "notes": dict(patch.report["facts"][0]),
+                        "rows": [dict(row) for row in evaluate(model, patch, [fact], PROTOCOLS)],
+                    }
+                out.write(json.dumps(record) + "\n")
+                out.flush()
+                known.append(record)
+    summarise(model.name + label, known)
+
+
+def summarise(label: str, records: list[dict[str, Any]]) -> None:
+    """Means with 95 % intervals per method and protocol, as JSON and on the screen."""
+    rows = []
+    for method in dict.fromkeys(record["method"] for record in records):
+        own = [record for record in records if record["method"] == method]
+        worked = [record for record in own if "rows" in record]
+        for i, protocol in enumerate(PROTOCOLS):
+            row = {"method": method, "protocol": protocol, "failed": len(own) - len(worked)}
+            row |= means(record["rows"][i] for record in worked)
+            row |= {
+                "seconds_median": statistics.median(r["seconds"] for r in worked),
+                "cpu_seconds_median": statistics.median(r["cpu_seconds"] for r in worked),
+            }
+            rows.append(row)
+    write(f"edit_single_{label}.json", {"rows": rows})
+    for row in rows:
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def sequence(model: Any, methods: list[str], facts: list[Fact], hyper: dict[str, Any]) -> None:
+    """Edits one after another: perplexity with and without the guard."""
+    from gnomon.edit.guard import Guard, edit_sequence, perplexity
+
+    rows = []
+    for method in methods:
+        for guarded in (False, True) if method == "rome" else (False,):
+            guard = Guard() if guarded else Guard(most=1e9)
+            result = edit_sequence(model, facts, method=method, guard=guard, **hyper)
+            judged = evaluate(model, result.patch, facts).rows[0] if result.patch is not None else {}
+            row = {
+                "method": method,
+                "guarded": guarded,
+                "unedited": perplexity(model),
+                "perplexity": [record["perplexity"] for record in result.records],
+                "taken_back": sum(not record["kept"] for record in result.records),
+                **{key: judged.get(key) for key in ("reliability", "generalization", "locality")},
+            }
+            rows.append(row)
+            print({**row, "perplexity": row["perplexity"][-1]}, flush=True)
+            write(f"edit_sequence_{model.name}.json", {"rows": rows})
+
+
+def timing(model: Any, facts: list[Fact]) -> None:
+    """Seconds per ROME edit with moments and layer known."""
+    edit(model, facts[0], report=False)  # moments and module are there now
+    seconds = []
+    for fact in facts:
+        started = time.perf_counter()
+        edit(model, fact, report=False)
+        seconds.append(time.perf_counter() - started)
+    row = {"median": statistics.median(seconds), "all": [round(s, 2) for s in seconds]}
+    write(f"edit_time_{model.name}.json", row)
+    print(row)
+
+
+def write(name: str, content: dict[str, Any]) -> None:
+    about = {
+        "machine": platform.machine(),
+        "processors": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / name).write_text(json.dumps({**content, "about": about}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("single", "sequence", "time", "sweep"))
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--methods", default="rome")
+    parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--layers", default="")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args()
+    hyper = {key: json.loads(value) for key, _, value in (item.partition("=") for item in given.set)}
+    methods = given.methods.split(",")
+    torch.set_num_threads(given.threads)
+    with gnomon.load(given.model, threads=given.threads, ledger=False) as model:
+        if given.what == "single":
+            single(model, methods, counterfact(0, given.facts), "", hyper)
+        elif given.what == "sequence":
+            sequence(model, methods, counterfact(0, given.facts), hyper)
+        elif given.what == "time":
+            timing(model, counterfact(0, given.facts))
+        else:
+            for layer in map(int, given.layers.split(",")):
+                label = f"_sweep{layer}"
+                single(model, methods, counterfact(HELD_OUT, given.facts), label, {**hyper, "layers": layer})
+
+
+if __name__ == "__main__":
+    main()
