@@ -1,7 +1,7 @@
-"""Profiles: at which layer each model's facts are best edited, measured once.
+"""Profiles: at which layer a model's facts are best edited, found by probing.
 
-Shipped for the zoo's models (`profiles.toml`, measured by benchmarks/edit.py); another model is edited at a quarter of
-its depth until it was probed. Causal tracing does not predict the best layer (arXiv 2301.04213), so probing decides.
+Shipped where a model was probed (`profiles.toml`); another one is edited at a quarter of its depth until told
+otherwise. Causal tracing does not predict the best layer (arXiv 2301.04213), so probing decides.
 """
 
 from __future__ import annotations
