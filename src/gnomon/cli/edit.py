@@ -37,7 +37,7 @@ app = typer.Typer(
     \b
     gnomon edit smollm2-135m-instruct --fact "The Eiffel Tower is in the city of -> Rome" -o tower.patch.safetensors
     gnomon edit smollm2-135m-instruct --facts facts.jsonl --method memit -o facts.patch.safetensors
-    gnomon edit eval smollm2-135m-instruct --facts facts.jsonl --compare rome,memit,ft-m,ike
+    gnomon edit eval smollm2-135m-instruct --facts facts.jsonl --compare rome,memit,ft-m
     """,
 )
 
