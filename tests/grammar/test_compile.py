@@ -178,3 +178,22 @@ def test_flexible_whitespace_may_be_generated() -> None:
     schema = {"type": "array", "items": {"type": "integer"}}
     assert exactly(compile(schema, whitespace="flexible"), "[1, 2]")
     assert not exactly(compile(schema), "[1, 2]")
+
+
+def test_a_least_count_of_keys_is_in_the_mask_of_a_closed_object() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}, "c": {"type": "null"}}}
+    grammar = compile(schema | {"additionalProperties": False, "minProperties": 2})
+    assert not grammar.report.post_validated
+    assert exactly(grammar, '{"a":null,"c":null}') and not exactly(grammar, '{"b":null}')
+
+
+def test_overlapping_key_patterns_of_a_closed_object_stay_in_the_mask() -> None:
+    keys = {"^a": {"type": "integer"}, "b$": {"type": "integer"}}
+    grammar = compile({"type": "object", "patternProperties": keys, "additionalProperties": False})
+    matcher = grammar.byte_matcher()
+    assert matcher.advance(list(b'{"xy"')) == 4  # a key that neither begins with a nor ends with b cannot close
+    assert exactly(grammar, '{"a":1,"xb":2}') and not exactly(grammar, '{"a":"x"}')
+
+
+def test_a_number_beyond_reach_is_refused_with_a_reason() -> None:
+    assert "beyond reach" in compile(True).accepts("1e99999999999999999999").reason

@@ -97,10 +97,13 @@ class Grammar:
                 self._shortest = None if found is None else found.decode("utf-8", "replace")
                 self._searched = True
         if self._shortest is None:
-            known = self.report.unsatisfiable
+            if self.report.unsatisfiable:
+                raise GrammarError(
+                    "No text satisfies this grammar.", hint="Its constraints contradict each other.", param="grammar"
+                )
             raise GrammarError(
-                "No text satisfies this grammar." if known else "No text was found that satisfies this grammar.",
-                hint="Its constraints contradict each other; see `gnomon grammar check`.",
+                "No text was found that satisfies this grammar; the search is bounded.",
+                hint="Say more in ways the mask enforces: `gnomon grammar check` shows which those are.",
                 param="grammar",
             )
         return self._shortest

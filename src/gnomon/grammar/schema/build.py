@@ -26,7 +26,13 @@ from gnomon.grammar.vocabulary import byte_vocabulary
 
 COMPACT = {"whitespace_flexible": False}
 LOOSE = ("oneOf>anyOf", "contains>loose", "patternProperties>loose", "multipleOf>loose")
-GIVE_UP = ("minProperties", "maxProperties", "not", "contains", "propertyNames", "patternProperties", "multipleOf")
+GIVE_UP = (
+    LOOSE,
+    ("minProperties", "maxProperties"),
+    ("not", "contains", "multipleOf"),
+    ("propertyNames", "patternProperties"),
+)
+"""What a mask gives up, step by step, until the engine takes it."""
 OLD_DRAFTS = ("draft 4", "draft 6", "draft 7")
 DROPPED_AS = {
     "if": ("then", "else"),
@@ -106,15 +112,14 @@ def _routes(written: Any, bundled: Any, order: Mapping[str, int], old: bool) -> 
     if not as_written.dropped:
         yield "as written", as_written
     normal = bundled.to_json_schema() if bundled is not None else None
-    if normal is not None:
-        loose: frozenset[str] = frozenset()
-        for more in ((), LOOSE, GIVE_UP):
-            loose |= frozenset(more)
-            yield "normal form", lower(normal, order=order, also_drop=loose)
-    everything: frozenset[str] = frozenset()
-    for more in ((), LOOSE, GIVE_UP):
-        everything |= frozenset(more)
-        yield "relaxed", lower(written, order=order, also_drop=everything, old=old)
+    given_up: frozenset[str] = frozenset()
+    for more in ((), *GIVE_UP):
+        given_up |= frozenset(more)
+        relaxed = lower(written, order=order, also_drop=given_up, old=old)
+        routes = [("relaxed", relaxed)]
+        if normal is not None:
+            routes.insert(0, ("normal form", lower(normal, order=order, also_drop=given_up)))
+        yield from sorted(routes, key=lambda route: len(route[1].dropped))
     whole = Lowered(_type_only(written))
     for keyword in _keywords(written):
         whole.drop(keyword, "this schema has no mask of its own: any JSON of its type, checked as it grows")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
 from typing import Any
 
 from gnomon.grammar.schema import formats, patterns
@@ -52,6 +54,7 @@ COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = ("items", "additionalProperties", "additionalItems")
+MOST_BRANCHES = 32
 FIRST_PLACES = 6
 """How far into an array the mask looks for the item that `contains` asks for; later places are left to chance."""
 Node = dict[str, Any]
@@ -106,6 +109,7 @@ class _Lowering:
             self._one_of,
             self._property_names,
             self._pattern_properties,
+            self._min_properties,
             self._contains,
             self._text,
             self._numbers,
@@ -208,11 +212,27 @@ class _Lowering:
             return
         self.result.drop("patternProperties", "its patterns overlap, or one has no automaton")
         del out["patternProperties"]
-        known = [pattern for pattern in sayable if pattern is not None]
-        if out.get("additionalProperties") is False and len(known) == len(sayable):
-            out["patternProperties"] = {"|".join(f"({pattern})" for pattern in known): True}
+        whole = [patterns.whole(pattern) for pattern in sayable if pattern is not None]
+        if out.get("additionalProperties") is False and len(whole) == len(sayable) and None not in whole:
+            out["patternProperties"] = {f"^({'|'.join(str(pattern) for pattern in whole)})$": True}
         else:
             out.pop("additionalProperties", None)
+
+    def _min_properties(self, out: Node) -> None:
+        """In a closed object with few optional keys a least count is a choice of which of them are there."""
+        least, properties = out.get("minProperties"), out.get("properties")
+        closed = out.get("additionalProperties") is False and "patternProperties" not in out
+        if not closed or not isinstance(properties, Mapping) or not isinstance(least, int | float):
+            return
+        required = [name for name in out.get("required", []) if name in properties]
+        optional = [name for name, value in properties.items() if name not in required and value is not False]
+        missing = int(least) - len(required)
+        if missing > 0 and (missing > len(optional) or comb(len(optional), missing) > MOST_BRANCHES):
+            return
+        del out["minProperties"]
+        if missing > 0:
+            chosen = [{"required": [*required, *names]} for names in combinations(optional, missing)]
+            _also(out, {"anyOf": chosen} if len(chosen) > 1 else {"allOf": chosen})
 
     def _contains(self, out: Node) -> None:
         """Arrays whose first fitting item stands at place 0, 1, ...; the count itself is checked afterwards."""

@@ -27,6 +27,16 @@ def for_mask(pattern: object) -> str | None:
         return None
 
 
+def whole(pattern: str) -> str | None:
+    """An unanchored pattern of the engine's dialect as one that matches whole texts; None where it branches."""
+    inner = re.sub(r"\\.|\[[^\]]*\]|\([^()]*\)", "", pattern)
+    start, end = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
+    if "|" in inner or "(" in inner or "^" in inner[1:] or "$" in inner[:-1]:
+        return None
+    body = pattern[start : len(pattern) - end]
+    return f"{'' if start else '(?s:.*)'}(?:{body}){'' if end else '(?s:.*)'}"
+
+
 def _translate(pattern: str) -> str:
     out: list[str] = []
     place, in_class = 0, False
