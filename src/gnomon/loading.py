@@ -6,22 +6,27 @@ numeric profile and engine follow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnomon.arch.config import FAMILIES
 from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import Network, build_network
+from gnomon.arch.verified_network import VerifiedNetwork
 from gnomon.capability import Registry, Resolved, load_attribute
 from gnomon.engine.draft_model import DraftModel
-from gnomon.engine.drafting import PromptLookup
+from gnomon.engine.drafting import Drafter, PromptLookup
+from gnomon.engine.fast_drafter import FastDrafter
 from gnomon.engine.memory import give_back
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import UsageError
 from gnomon.kernels import make_operators
 from gnomon.kernels.batch import PAGE
+from gnomon.kernels.operators import Operators
 from gnomon.kernels.profile import NumericProfile
 from gnomon.ledger import Ledger, enabled
 from gnomon.model import Model
@@ -74,6 +79,7 @@ def load(
     speculation: str = "lookup",
     ledger: bool | None = None,
     kernel: str | None = None,
+    determinism: str | None = None,
 ) -> Model:
     """Open a model by reference; a missing free zoo model is fetched, with progress.
 
@@ -85,11 +91,14 @@ def load(
     speculation: where drafts come from, which the model then confirms (the same output, sooner): "lookup" (the text so
     far) | "draft" (these weights in fewer bits) | "draft:REF" (another model of the same vocabulary) | "off".
     ledger: note every generation in the ledger, to be replayed (default: yes, unless GNOMON_LEDGER=0).
+    determinism: "exact" (refuse a network without canonical operators) | "verified" (such a network in one fixed shape,
+    fast drafts confirmed: docs/determinism.md) | "fast" (such a network as it is). Default: exact where it can be.
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
     chosen = _profile_name(profile, dtype)
     found = Resolved(ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
     if found.open is not None:  # an ensemble: several models, opened by its own room
+        _only_on_cpu(device, "An ensemble")
         settings = LoadSettings(
             profile,
             dtype,
@@ -121,11 +130,15 @@ def load(
             hint="Use int8, bf16 or fp32, or a .gguf file.",
             param="profile",
         )
-    network = build_network(checkpoint, ops)
+    network = _build(checkpoint, ops, determinism)
     if not isinstance(network, Decoder):
         _only_on_cpu(device, f"`{network.architecture}`, which is not one of gnomon's own networks,")
     give_back()
     profile_of = NumericProfile.of(checkpoint.identity, network.architecture, ops)
+    drafter: Callable[[], Drafter] | None = None
+    if isinstance(network, VerifiedNetwork):
+        profile_of = replace(profile_of, kernel="verified", kernel_details=network.description())
+        drafter = partial(FastDrafter, network) if speculation == "lookup" else None
     worker = start_engine(
         network,
         fingerprint=profile_of.fingerprint,
@@ -135,6 +148,7 @@ def load(
         max_context=max_context,
         speculation=speculation,
         draft=_draft_model(speculation, checkpoint, network, threads, max_context),
+        drafter=drafter,
     )
     model = Model(
         checkpoint,
@@ -161,6 +175,7 @@ def start_engine(
     max_context: int | None = None,
     speculation: str = "lookup",
     draft: DraftModel | None = None,
+    drafter: Callable[[], Drafter] | None = None,
 ) -> EngineWorker:
     """An engine thread over a network, with key-value pages for what it may run at once."""
     if draft is None and speculation not in SPECULATION:
@@ -184,9 +199,29 @@ def start_engine(
         fingerprint=fingerprint,
         max_sequences=max_sequences,
         token_budget=token_budget,
-        drafter=SPECULATION[speculation] if draft is None else draft.drafter,
+        drafter=drafter or (SPECULATION[speculation] if draft is None else draft.drafter),
         sentinel_every=SENTINEL_EVERY,
     )
+
+
+def _build(checkpoint: Checkpoint, operators: Operators, determinism: str | None) -> Network:
+    """The network, with the kind of determinism that was asked for; what cannot be had is refused."""
+    if determinism not in (None, "exact", "verified", "fast"):
+        raise UsageError(
+            f"Unknown determinism `{determinism}`.", hint="Known: exact, verified, fast.", param="determinism"
+        )
+    name = (checkpoint.config.get("architectures") or ["(none)"])[0]
+    if determinism == "verified":
+        if name in FAMILIES:
+            raise UsageError(f"`{name}` is exact already: it needs no verifying.", param="determinism")
+        return VerifiedNetwork(checkpoint, operators)
+    if determinism == "exact" and name not in FAMILIES:
+        raise UsageError(
+            f"`{name}` runs through transformers, which cannot promise exact bits.",
+            hint="Use determinism='verified'.",
+            param="determinism",
+        )
+    return build_network(checkpoint, operators)
 
 
 def _only_on_cpu(device: str | None, what: str) -> None:

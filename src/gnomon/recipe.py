@@ -48,6 +48,8 @@ class ServeOptions(BaseModel):
         Literal["open", "openai", "openai-2024"],
         Field(description="What `strict: true` allows of a schema: everything enforceable, or OpenAI's subset."),
     ] = "open"
+    replicas: Annotated[int, Field(ge=1, le=64, description="Processes that serve, behind one router (Ray).")] = 1
+    ray_address: Annotated[str | None, Field(description="A running Ray cluster; default: one on this machine.")] = None
     grace_seconds: Annotated[float, Field(ge=0, description="How long a shutdown lets streams finish.")] = 10.0
 
 

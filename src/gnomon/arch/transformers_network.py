@@ -63,8 +63,7 @@ class TransformersNetwork:
         if span.start == 0 or span.sequence not in self._caches:
             self._caches[span.sequence] = DynamicCache(config=self.model.config)
         cache = self._caches[span.sequence]
-        if cache.get_seq_length() > span.start:
-            cache.crop(span.start)
+        cut(cache, span.start)
         ids = torch.tensor([span.token_ids])
         with running_beside(self.model, span.sides):
             out = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -126,3 +125,9 @@ def _load(checkpoint: Checkpoint, architecture: str, dtype: str) -> Any:
             f"transformers cannot load {checkpoint.reference}: {str(error).splitlines()[0]}"
         ) from None
     return model.eval()
+
+
+def cut(cache: Any, length: int) -> None:
+    """Forget what lies past this length."""
+    if (surplus := cache.get_seq_length() - length) > 0:
+        cache.crop(-surplus)

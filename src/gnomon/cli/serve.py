@@ -22,6 +22,8 @@ KEYS = (
     "max_body_bytes",
     "max_prompt_tokens",
     "max_waiting",
+    "replicas",
+    "ray_address",
     "embeddings",
 )
 
@@ -39,6 +41,12 @@ def _run(ref: str | None, **values: Any) -> None:
     options = settings.recipe.serve
 
     from gnomon.serve.run import address, bind, run
+
+    if options.replicas > 1:
+        from gnomon.cli.replicas import run_replicas
+
+        run_replicas(settings, started)
+        return
 
     listener = bind(options)  # before the model is loaded: a port in use is known at once
     model = common.open_model(settings)
@@ -88,6 +96,8 @@ app = common.command(
         common.option("max_body_bytes", int | None, "Largest request body."),
         common.option("max_prompt_tokens", int | None, "Largest prompt."),
         common.option("max_waiting", int | None, "Requests that may wait before 429 is answered."),
+        common.option("replicas", int | None, "Processes that serve, behind one router (needs the extra `cluster`)."),
+        common.option("ray_address", str | None, "A running Ray cluster for the replicas; default: this machine."),
         common.option("kv_memory", int | None, "Bytes for keys and values."),
         common.option("max_sequences", int | None, "Sequences decoded at once."),
         common.option("token_budget", int | None, "Tokens computed in one step."),

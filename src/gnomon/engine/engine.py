@@ -68,7 +68,7 @@ class Engine:
         sentinel_every: int = 0,
     ) -> None:
         self.runner = runner
-        self.drafter = drafter if runner.shares_pages else None
+        self.drafter = drafter if getattr(runner, "accepts_drafts", runner.shares_pages) else None
         self.pool = PagePool(runner.page_count, fingerprint)
         self.scheduler = Scheduler(self.pool, max_sequences=max_sequences, token_budget=token_budget)
         self.sequences: dict[str, Sequence] = {}

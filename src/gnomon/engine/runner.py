@@ -51,6 +51,7 @@ class PagedRunner:
         self.max_context = max_context or network.max_context
         self.page_count = page_count
         self.shares_pages: bool = getattr(network, "shares_pages", True)
+        self.accepts_drafts: bool = getattr(network, "accepts_drafts", self.shares_pages)
         self.pages = network.new_pages(page_count)
 
     def step(self, spans: list[Span]) -> list[Tensor]:
