@@ -63,7 +63,13 @@ class RayFleet:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported anywhere
             os.environ.setdefault("RAY_worker_niceness", "0")  # the replicas are the server, not background work
             settings = {} if address else {"include_dashboard": False, "num_cpus": max(count, os.cpu_count() or 1)}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **settings)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **settings)
+            except Exception as error:
+                raise NotReady(
+                    f"Ray did not start: {' '.join(str(error).split())[:200]}",
+                    hint="A busy machine is slow: try again.",
+                ) from None
         own = options.model_copy(update={"host": "127.0.0.1", "port": 0, "api_key": self.key, "admin_key": None})
         if address:
             own = own.model_copy(update={"host": "0.0.0.0"})
