@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnomon.errors import GnomonError, PatchError, PatchNotFound, UsageError
-from gnomon.generation import Run
+from gnomon.generation import Generation, Run
 from gnomon.models.cache import cache_dir
 
 if TYPE_CHECKING:
@@ -187,21 +187,31 @@ class Replay:
 
 def replay(runs: list[Run], model: Model) -> list[Replay]:
     """Generate the choices of one generation again and compare tokens, end and the checksums of all logits."""
+    return [verdict for verdict, _ in regenerate(runs, model)]
+
+
+def regenerate(runs: list[Run], model: Model, *, report: bool = False) -> list[tuple[Replay, Generation | None]]:
+    """`replay`, with the text that came. report: with all that the model can tell of each token."""
     first, model = runs[0], model.unpatched  # the patches of a run stand in its options
     if not first.replayable:
-        return [Replay(run, "not replayable", "its options are not plain values") for run in runs]
+        return _none(runs, "not replayable", "its options or its prompt were not kept")
     options = {"patches": [], **first.options, "seed": first.seed}
     try:
         fingerprint = model.fingerprint_of(options)
     except (PatchError, PatchNotFound) as error:
-        return [Replay(run, "not replayable", str(error)) for run in runs]
+        return _none(runs, "not replayable", str(error))
     if first.fingerprint != fingerprint:
-        detail = f"made with {first.fingerprint}, this model has {fingerprint}"
-        return [Replay(run, "other numbers", detail) for run in runs]
+        return _none(runs, "other numbers", f"made with {first.fingerprint}, this model has {fingerprint}")
     seen: dict[int, Run] = {}
+    for key, value in model.reporting.items() if report else ():
+        options[key] = {**options.get(key, {}), **value} if isinstance(value, dict) else value
     handle = model.submit(first.prompt_ids, options, observer=lambda run: seen.update({run.choice: run}))
-    handle.collect()
-    return [_compare(run, seen.get(run.choice)) for run in runs]
+    made = {generation.index: generation for generation in handle.collect()}
+    return [(_compare(run, seen.get(run.choice)), made.get(run.choice)) for run in runs]
+
+
+def _none(runs: list[Run], verdict: str, detail: str) -> list[tuple[Replay, Generation | None]]:
+    return [(Replay(run, verdict, detail), None) for run in runs]
 
 
 def _compare(run: Run, again: Run | None) -> Replay:

@@ -72,6 +72,9 @@ class Model:
     key per installed capability.
     """
 
+    reporting: Mapping[str, Any] = {"logprobs": 5}
+    """Options that make it tell all it can of each token, and change none."""
+
     def __init__(
         self,
         checkpoint: Checkpoint,

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patch": ("gnomon.cli.patch", "Patches: create, show, combine, apply and revert changes of weights."),
     "runs": ("gnomon.cli.runs", "The ledger of what was generated: list, show, remove."),
     "replay": ("gnomon.cli.replay", "Generate a run of the ledger again and compare it bit for bit."),
+    "explain": ("gnomon.cli.explain", "Why each token of a run of the ledger is there."),
     "config": ("gnomon.cli.config", "Settings: where they come from, and the recipe's schema."),
     "doctor": ("gnomon.cli.doctor", "What this machine and installation can do."),
     "completion": ("gnomon.cli.completion", "Shell completion for bash, zsh or fish."),

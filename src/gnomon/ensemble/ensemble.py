@@ -55,6 +55,8 @@ class Ensemble(Model):
     The other keywords are the fields of EnsembleOptions. Raises UsageError and whatever `gnomon.load` raises.
     """
 
+    reporting: Mapping[str, Any] = {**Model.reporting, "ensemble": {"trace": True}}
+
     def __init__(
         self,
         members: Sequence[MemberLike],
