@@ -156,12 +156,14 @@ class Flag:
 class Resolved:
     """What a resolver makes of a reference: a model and option defaults, or a way to open the model itself.
 
-    open: given loading.LoadSettings, returns a running Model.
+    open: given loading.LoadSettings, returns a running Model. settings: how to load it where the caller does not say
+    (fields of LoadSettings).
     """
 
     model: Any
     defaults: Mapping[str, Any]
     open: Callable[[Any], Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from platformdirs import user_config_path
 from pydantic import BaseModel
 
 from gnomon.errors import ConfigError
-from gnomon.recipe import Recipe, capability_options, check_recipe, read_yaml, schema_model
+from gnomon.recipe import Recipe, capability_options, check_recipe, placed, read_yaml, schema_model
 
 LOCAL_FILE = Path("gnomon.yaml")
 
@@ -79,7 +79,7 @@ def _files(recipe_file: Path | None) -> list[tuple[str, dict[str, Any]]]:
             content = read_yaml(path)
             if content is not None and not isinstance(content, dict):
                 raise ConfigError(f"{path}: a configuration file is a mapping of keys.")
-            found.append((str(path), content or {}))
+            found.append((str(path), placed(content or {}, path.parent)))
     return found
 
 

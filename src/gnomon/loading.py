@@ -41,6 +41,7 @@ LEDGER = Ledger()
 SENTINEL_EVERY = 500
 """One request in so many is decoded twice and compared."""
 SPECULATION = {"lookup": PromptLookup, "off": None}
+MOST_SEQUENCES, TOKEN_BUDGET = 64, 256
 PROFILES = ("fp32", "bf16", "int8", "gguf")
 
 
@@ -73,8 +74,8 @@ def load(
     chat_template: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     kv_memory: int | None = None,
-    max_sequences: int = 64,
-    token_budget: int = 256,
+    max_sequences: int | None = None,
+    token_budget: int | None = None,
     max_context: int | None = None,
     speculation: str = "lookup",
     ledger: bool | None = None,
@@ -87,7 +88,9 @@ def load(
     default smollm2-135m-instruct.
     profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
+    max_sequences, token_budget: sequences decoded at once (64), tokens computed in one step (256).
     max_context: refuse longer sequences than this, below the model's own limit.
+    A recipe's profile, threads, device and engine keys hold where the call says nothing.
     speculation: where drafts come from, which the model then confirms (the same output, sooner): "lookup" (the text so
     far) | "draft" (these weights in fewer bits) | "draft:REF" (another model of the same vocabulary) | "off".
     ledger: note every generation in the ledger, to be replayed (default: yes, unless GNOMON_LEDGER=0).
@@ -95,8 +98,17 @@ def load(
     fast drafts confirmed: docs/determinism.md) | "fast" (such a network as it is). Default: exact where it can be.
     Raises ModelNotFound, FetchError, CheckpointError, UnsupportedModel, UsageError.
     """
-    chosen = _profile_name(profile, dtype)
     found = Resolved(ref, {}) if isinstance(ref, Checkpoint) else _resolve(DEFAULT_MODEL if ref is None else ref)
+    own = found.settings
+    if profile is None and dtype is None:
+        profile = own.get("profile")
+    threads = own.get("threads") if threads is None else threads
+    device = own.get("device") if device is None else device
+    kv_memory = own.get("kv_memory") if kv_memory is None else kv_memory
+    max_sequences = own.get("max_sequences", MOST_SEQUENCES) if max_sequences is None else max_sequences
+    token_budget = own.get("token_budget", TOKEN_BUDGET) if token_budget is None else token_budget
+    max_context = own.get("max_context") if max_context is None else max_context
+    chosen = _profile_name(profile, dtype)
     if found.open is not None:  # an ensemble: several models, opened by its own room
         _only_on_cpu(device, "An ensemble")
         settings = LoadSettings(
@@ -289,6 +301,7 @@ def _resolve(ref: str | Path | Checkpoint) -> Resolved:
     """
     source: Any = ref
     defaults: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     seen: list[str] = []
     while isinstance(source, str | Path):
         if str(source) in seen:
@@ -298,9 +311,10 @@ def _resolve(ref: str | Path | Checkpoint) -> Resolved:
         if found is None:
             break
         source, defaults = found.model, {**found.defaults, **defaults}
+        settings = {**getattr(found, "settings", {}), **settings}
         if (opening := getattr(found, "open", None)) is not None:
-            return Resolved(source, defaults, opening)
-    return Resolved(source, defaults)
+            return Resolved(source, defaults, opening, settings)
+    return Resolved(source, defaults, settings=settings)
 
 
 def _resolve_once(ref: str | Path) -> Any:

@@ -6,7 +6,6 @@ the nearest known one. Knows how to read and check, not how to run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gnomon.capability import Capability, Origin, Registry, nearest, option_error
+from gnomon.capability import Capability, Origin, Registry, Resolved, nearest, option_error
 from gnomon.errors import ConfigError, UnknownOption, UsageError
 
 RECIPE = Capability(
@@ -153,14 +152,6 @@ def capability_options(recipe: Recipe) -> dict[str, Any]:
     return {**(given.get("sampling") or {}), **options}
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """What a recipe reference means: the model it names, and option defaults."""
-
-    model: str
-    defaults: dict[str, Any]
-
-
 def resolve(ref: str | Path) -> Resolved | None:
     """Resolver hook: a path ending in .yaml/.yml whose content is a recipe (`gnomon:` or `model:` at top level)."""
     path = Path(ref)
@@ -169,7 +160,7 @@ def resolve(ref: str | Path) -> Resolved | None:
     content = read_yaml(path)
     if isinstance(content, dict) and "gnomon" not in content:
         return None
-    recipe = check_recipe(content, str(path))
+    recipe = check_recipe(placed(content, path.parent), str(path))
     if recipe.model is None:
         raise ConfigError(f"{path}: the recipe names no `model`.", param="model")
     options = capability_options(recipe)
@@ -177,11 +168,28 @@ def resolve(ref: str | Path) -> Resolved | None:
         Registry.installed().parse({}, Origin.RECIPE, options)
     except UsageError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint, param=error.param) from None
-    if "patches" in options:
-        options["patches"] = [_relative_model(entry, path.parent) for entry in options["patches"]]
     if recipe.chat_template is not None:
-        options["chat_template"] = read_template(path.parent / recipe.chat_template)
-    return Resolved(_relative_model(recipe.model, path.parent), options)
+        options["chat_template"] = read_template(Path(recipe.chat_template))
+    given = {key: getattr(recipe, key) for key in ("profile", "threads", "device")}
+    given |= recipe.engine.model_dump(exclude_unset=True)
+    return Resolved(recipe.model, options, settings={key: v for key, v in given.items() if v is not None})
+
+
+def placed(content: Any, folder: Path) -> Any:
+    """A recipe's content with its paths made relative to here: in the file they are relative to the file's folder.
+
+    A model and a patch is a path when it begins with ./ or ../; a chat template always is.
+    """
+    if not isinstance(content, dict):
+        return content
+    moved = dict(content)
+    if isinstance(model := content.get("model"), str):
+        moved["model"] = _moved(model, folder)
+    if isinstance(patches := content.get("patches"), list):
+        moved["patches"] = [_moved(entry, folder) if isinstance(entry, str) else entry for entry in patches]
+    if isinstance(template := content.get("chat_template"), str):
+        moved["chat_template"] = str(folder / template)
+    return moved
 
 
 def read_template(path: Path) -> str:
@@ -191,8 +199,5 @@ def read_template(path: Path) -> str:
         raise ConfigError(f"The chat template {path} cannot be read: {error}.", param="chat_template") from None
 
 
-def _relative_model(model: str, folder: Path) -> str:
-    """A relative path in a recipe is relative to the recipe's folder."""
-    if model.startswith(("./", "../")):
-        return str(folder / model)
-    return model
+def _moved(reference: str, folder: Path) -> str:
+    return str(folder / reference) if reference.startswith(("./", "../")) else reference

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from gnomon.cli.main import COMMANDS, run
+from gnomon.loading import load
 
 
 def gnomon(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -211,3 +212,23 @@ def test_a_port_is_known_to_be_taken_before_the_model_is_loaded() -> None:
         started = time.monotonic()
         done = gnomon("serve", "no-such-model", "--port", str(taken.getsockname()[1]))
     assert "is in use" in done.stderr and time.monotonic() - started < 20
+
+
+def test_a_recipe_loads_the_same_through_python_and_the_command(tiny_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "tiny").symlink_to(tiny_dir)
+    (folder / "chat.jinja").write_text("{{ messages[0].content }}")
+    recipe = folder / "r.yaml"
+    recipe.write_text(
+        "gnomon: 1\nmodel: ./tiny\nprofile: bf16\nthreads: 1\nchat_template: chat.jinja\nengine: {max_context: 96}\n"
+    )
+    with load(recipe) as model:
+        assert (model.profile.dtype, model.max_context) == ("bf16", 96)  # type: ignore[union-attr]
+        text = model.chat("abc", max_tokens=3).text  # type: ignore[union-attr]
+        assert text == model.generate("abc", max_tokens=3).text
+    with load(recipe, profile="fp32", max_context=64) as model:
+        assert (model.profile.dtype, model.max_context) == ("fp32", 64)  # type: ignore[union-attr]
+    told = gnomon("generate", "abc", "--model", str(recipe), "--max-tokens", "3", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["text"] == text

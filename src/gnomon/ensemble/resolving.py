@@ -86,7 +86,12 @@ def opened_file(path: str, said: Mapping[str, Any], profile: str | None, threads
     return found.open(LoadSettings(profile=profile, threads=threads))
 
 
-def _resolved(content: Mapping[str, Any], folder: Path, defaults: Mapping[str, Any] | None = None) -> Resolved:
+def _resolved(
+    content: Mapping[str, Any],
+    folder: Path,
+    defaults: Mapping[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
+) -> Resolved:
     def build(settings: LoadSettings) -> Any:
         merged = {**(defaults or {}), **(settings.defaults or {})}
         merged.pop("ensemble", None)  # said once: it made the members
@@ -99,7 +104,7 @@ def _resolved(content: Mapping[str, Any], folder: Path, defaults: Mapping[str, A
         plain = LoadSettings(**{**settings.__dict__, "defaults": merged})
         return opened(content, folder, plain)
 
-    return Resolved(None, dict(defaults or {}), build)
+    return Resolved(None, dict(defaults or {}), build, dict(loading or {}))
 
 
 def _from_file(path: Path, said: Mapping[str, Any] | None = None) -> Resolved | None:
@@ -127,7 +132,9 @@ def _from_file(path: Path, said: Mapping[str, Any] | None = None) -> Resolved | 
     defaults = {key: value for key, value in content.items() if key in inline and key != "ensemble"}
     defaults |= content.get("sampling") or {}
     defaults.pop("sampling", None)
-    return _resolved({**block, **(said or {})}, path.parent, defaults)
+    loading = {key: content[key] for key in ("profile", "threads") if content.get(key) is not None}
+    loading |= content.get("engine") or {}
+    return _resolved({**block, **(said or {})}, path.parent, defaults, loading)
 
 
 def _models(text: str) -> list[str] | None:
