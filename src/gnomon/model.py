@@ -37,7 +37,7 @@ from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.identity import tensor_digest
 from gnomon.models.patch import Patch
 from gnomon.models.tokenizer import Tokenizer
-from gnomon.patches import Laid, PatchTable
+from gnomon.patches.table import Laid, PatchTable
 from gnomon.session import SessionInfo, TextSession, describe_token
 from gnomon.submission import Recorder, Submission, make_request
 

@@ -12,7 +12,7 @@ import uvicorn
 from gnomon.model import Model
 from gnomon.recipe import ServeOptions
 from gnomon.serve.app import create_app
-from gnomon.serve.run import address, bind
+from gnomon.serve.run import address, bind, http_config
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def serving(models: dict[str, Model], **options: object) -> Iterator[str]:
     listener = bind(settings)
     app = create_app(models, settings)
     app.state.gnomon.close = lambda: None
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    server = uvicorn.Server(http_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

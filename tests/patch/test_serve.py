@@ -72,7 +72,7 @@ def test_the_operator_loads_a_patch_and_requests_name_it(url: str, model: Model,
 )
 def test_a_request_reaches_no_file_whatever_name_it_gives(url: str, name: str, file: Path, monkeypatch) -> None:
     monkeypatch.chdir(file.parent)  # a patch of this very name lies here
-    monkeypatch.setattr("gnomon.patches.open_patch", lambda *_: pytest.fail("a request opened a file"))
+    monkeypatch.setattr("gnomon.patches.table.open_patch", lambda *_: pytest.fail("a request opened a file"))
     answer = complete(url, patches=[name])
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "patch_not_found"
     assert len(answer.text) < 500

@@ -23,7 +23,7 @@ def run_replicas(settings: Settings, started: float) -> None:
     from gnomon.serve.gate import Gate, GatePolicy, allowed_hosts
     from gnomon.serve.replicas import RayFleet
     from gnomon.serve.router import create_router
-    from gnomon.serve.run import address, bind
+    from gnomon.serve.run import address, bind, http_config
 
     recipe, options = settings.recipe, settings.recipe.serve
     for given, flag in ((options.admin_key, "--admin-key"), (options.embeddings, "--embeddings")):
@@ -60,10 +60,7 @@ def run_replicas(settings: Settings, started: float) -> None:
             f"Ready in {time.monotonic() - started:.1f} s. Ctrl-C stops.",
             file=sys.stderr,
         )
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(options.grace_seconds) + 1
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(http_config(app, grace_seconds=options.grace_seconds))
         with suppress(KeyboardInterrupt):
             asyncio.run(server.serve(sockets=[listener]))
     finally:

@@ -38,7 +38,7 @@ from gnomon.ledger import enabled
 from gnomon.loading import LEDGER, load
 from gnomon.model import Messages, Model
 from gnomon.models.tokenizer import Tokenizer
-from gnomon.patches import PatchTable
+from gnomon.patches.table import PatchTable
 
 log = logging.getLogger("gnomon.ensemble")
 VERSION = 1

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gnomon.errors import UnsupportedModel
 from gnomon.model import Model
-from gnomon.patches import Laid
+from gnomon.patches.table import Laid
 from gnomon.serve.admin import require_admin
 from gnomon.serve.body import read_json, schema
 from gnomon.serve.protocol import parse

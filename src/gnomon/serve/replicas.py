@@ -28,12 +28,12 @@ def serve_replica(reference: str | None, loading: Mapping[str, Any], options: Se
 
     from gnomon.loading import load
     from gnomon.serve.app import create_app
-    from gnomon.serve.run import address, bind
+    from gnomon.serve.run import address, bind, http_config
 
     listener = bind(options)
     model = load(reference, **loading)
     app = create_app({options.served_name or model.name: model}, options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(http_config(app))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     while not server.started:
         time.sleep(0.01)

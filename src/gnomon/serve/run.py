@@ -58,15 +58,24 @@ def address(listener: socket.socket) -> str:
 
 def run(app: FastAPI, listener: socket.socket, options: ServeOptions, on_ready: Callable[[], None]) -> None:
     """Serve until a signal; then stop admitting, let streams finish for grace_seconds, and end the rest properly."""
-    config = uvicorn.Config(
+    server = _Server(http_config(app, grace_seconds=options.grace_seconds))
+    asyncio.run(_serve(server, app.state.gnomon, listener, options.grace_seconds, on_ready))
+
+
+def http_config(app: FastAPI, *, grace_seconds: float = 0.0) -> uvicorn.Config:
+    """How every server of ours speaks HTTP.
+
+    An idle connection is kept well beyond the 5 s after which clients let go of it: when both let go at the same time,
+    a client's next request meets a dead connection.
+    """
+    return uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.grace_seconds) + 2,
+        timeout_graceful_shutdown=int(grace_seconds) + 2,
         server_header=False,
     )
-    asyncio.run(_serve(_Server(config), app.state.gnomon, listener, options.grace_seconds, on_ready))
 
 
 class _Server(uvicorn.Server):

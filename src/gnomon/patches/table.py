@@ -1,4 +1,4 @@
-"""Patches beside a model's weights: the option `patches`, and the table of what the operator loaded.
+"""The table of patches that the operator loaded, laid out to run beside a model's weights.
 
 A request names patches; it never makes the table read a file. A patch may come and go while requests run: a request
 keeps what it began with. Knows nothing of engines beyond what a network lays out for it.
@@ -15,11 +15,9 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from gnomon.capability import Capability, StageContext, nearest
+from gnomon.capability import nearest
 from gnomon.errors import PatchError, PatchNotFound, UsageError
 from gnomon.kernels.side import SidePath
 from gnomon.models.cache import atomic_write, cache_dir
@@ -30,43 +28,8 @@ from gnomon.models.patch.open import open_patch
 from gnomon.models.patch.overlay import check_fits
 
 log = logging.getLogger("gnomon.patches")
-MOST_PATCHES = 16
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 IDENTITY = re.compile(r"[0-9a-f]{64}")
-
-PATCHES = Capability(
-    name="patches",
-    help="Patches that run beside the weights, for this request alone.",
-    options="gnomon.patches:PatchOptions",
-    inline=True,
-    weights_stage="gnomon.patches:chosen",
-    routes="gnomon.serve.patches:router",
-)
-
-
-class PatchOptions(BaseModel):
-    """Which patches, in order."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    patches: Annotated[
-        list[str],
-        Field(
-            max_length=MOST_PATCHES,
-            description="Patches to run beside the weights, in order: names that were loaded; for the operator also "
-            "patch files and PEFT LoRA directories.",
-        ),
-    ] = []
-
-    @field_validator("patches", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-
-def chosen(options: PatchOptions, context: StageContext) -> list[str]:
-    """The weights stage: the patches of this request."""
-    return options.patches
 
 
 class Layout(Protocol):
