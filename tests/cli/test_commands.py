@@ -232,3 +232,24 @@ def test_a_recipe_loads_the_same_through_python_and_the_command(tiny_dir: Path, 
     told = gnomon("generate", "abc", "--model", str(recipe), "--max-tokens", "3", "--json")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["text"] == text
+
+
+def test_options_given_to_serve_hold_for_requests_that_say_nothing(tiny_dir: Path) -> None:
+    command = [sys.executable, "-m", "gnomon", "serve", str(tiny_dir), "--port", "0", "--threads", "1"]
+    command += ["--max-tokens", "4", "--guard", '{"output": [{"use": "words", "words": ["zzz"], "action": "flag"}]}']
+    process = subprocess.Popen([*command, "--served-name", "t"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        lines: list[str] = []
+        while not lines or "Ready" not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], lines
+        url = next(line.split()[1] for line in lines if line.strip().startswith("API"))
+        body = {"model": "t", "prompt": "abc", "ignore_eos": True}
+        answer = httpx.post(f"{url}/completions", json=body, timeout=30).json()
+        assert answer["usage"]["completion_tokens"] == 4
+        answer = httpx.post(f"{url}/completions", json=body | {"max_tokens": 2}, timeout=30).json()
+        assert answer["usage"]["completion_tokens"] == 2
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)

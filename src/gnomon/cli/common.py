@@ -113,6 +113,14 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def option_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Capability options by their dotted recipe keys."""
+    from gnomon.sampling.options import SamplingOptions
+
+    own = SamplingOptions.model_fields
+    return {f"sampling.{name}" if name in own else name: value for name, value in options.items()}
+
+
 def _joined(given: Any, flag: Flag, text: str) -> Any:
     """A flag's options together with those that the capability's own flag gave."""
     from gnomon.capability import load_attribute

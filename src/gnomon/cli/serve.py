@@ -37,7 +37,7 @@ def _run(ref: str | None, **values: Any) -> None:
     repeated = {"allowed_host": "allowed_hosts", "cors_origin": "cors_origins", "patch": "patches"}
     for flag, key in ((flag, f"serve.{key}") for flag, key in repeated.items()):
         more[key] = values[flag] or None
-    settings = common.merged_settings(ref, values, **more)
+    settings = common.merged_settings(ref, values, **more, **common.option_keys(common.given_options(values)))
     options = settings.recipe.serve
 
     from gnomon.serve.run import address, bind, run
@@ -103,12 +103,17 @@ app = common.command(
         common.option("token_budget", int | None, "Tokens computed in one step."),
         common.option("max_context", int | None, "Longest sequence.", "--max-context", "--max-model-len"),
         *common.loading_options(),
+        *common.capability_flags(leave_out=("n", "echo", "logprobs", "patches")),
     ],
     """Serve REF (a model reference or a recipe; default: smollm2-135m-instruct).
+
+    Options of a generation (--temperature, --guard, ...) hold for requests that say nothing else; a request may add to
+    a guard, and never take it away.
 
     \b
     gnomon serve
     gnomon serve gemma-3-270m --port 9000 --embeddings minilm-l6-v2
+    gnomon serve --guard '{"output": ["secrets", "pii"]}' --temperature 0.7
     gnomon serve gnomon.yaml --api-key secret --host 0.0.0.0
     """,
 )

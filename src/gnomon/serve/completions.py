@@ -34,7 +34,8 @@ async def completions(request: Request) -> Response:
     constraint = await asyncio.to_thread(take_constraint, extra, body.response_format, state.options.strict_profile)
     options, headers = options_of(extra, model)
     options |= {"grammar": constraint} if constraint else {}
-    options["max_tokens"] = body.max_tokens if body.max_tokens is not None else DEFAULT_TOKENS
+    usual = model.defaults.get("max_tokens") or DEFAULT_TOKENS
+    options["max_tokens"] = body.max_tokens if body.max_tokens is not None else usual
     prompts = _prompts(body.prompt)
     run = await Generating.start(state, model, prompts, options, chat=False, id_prefix="cmpl")
     head = {
