@@ -111,6 +111,13 @@ def load(
     chosen = _profile_name(profile, dtype)
     if found.open is not None:  # an ensemble: several models, opened by its own room
         _only_on_cpu(device, "An ensemble")
+        said = {
+            "kernel": kernel,
+            "determinism": determinism,
+            "speculation": None if speculation == "lookup" else speculation,
+        }
+        if (name := next((name for name, value in said.items() if value is not None), None)) is not None:
+            raise UsageError(f"An ensemble does not take `{name}`.", hint="Leave it out.", param=name)
         settings = LoadSettings(
             profile,
             dtype,

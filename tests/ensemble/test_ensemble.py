@@ -296,6 +296,24 @@ def test_a_single_model_refuses_the_option(tiny: Model) -> None:
         tiny.generate("abc", ensemble={"trace": True})
 
 
+@pytest.mark.parametrize("option", [{"kernel": "torch"}, {"determinism": "verified"}, {"speculation": "draft"}])
+def test_what_loading_an_ensemble_does_not_take_is_refused_by_name(
+    option: dict[str, Any], duo_dirs: list[Path], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "e.yaml"
+    recipe.write_text(f"gnomon: 1\nensemble: {{members: ['{duo_dirs[0]}', '{duo_dirs[1]}']}}\n")
+    with pytest.raises(UsageError, match=next(iter(option))):
+        gnomon.load(recipe, **option)
+
+
+def test_a_recipes_profile_and_limits_hold_for_its_ensemble(duo_dirs: list[Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "e.yaml"
+    members = f"ensemble: {{members: ['{duo_dirs[0]}', '{duo_dirs[1]}']}}"
+    recipe.write_text(f"gnomon: 1\nprofile: bf16\nthreads: 1\nengine: {{max_sequences: 2}}\n{members}\n")
+    with gnomon.load(recipe) as both:
+        assert all(model.profile.dtype == "bf16" for model in both.models)  # type: ignore[attr-defined]
+
+
 def test_recipes_gac_files_and_shorthand_open_ensembles(duo_dirs: list[Path], tmp_path: Path, duo: Model) -> None:
     expected = run(duo, "abc")
     recipe = tmp_path / "two.yaml"

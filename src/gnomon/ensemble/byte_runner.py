@@ -7,7 +7,6 @@ go on in the middle of a token as likely as the model finds it (exact token heal
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,13 +21,13 @@ from gnomon.ensemble.member import Job, Member
 from gnomon.ensemble.options import EnsembleOptions, Policy
 from gnomon.ensemble.prompts import understand
 from gnomon.ensemble.retokenize import GrowingText
+from gnomon.ensemble.symbol_runner import SymbolRunner, SymbolText
 from gnomon.ensemble.symbols import Symbols
 from gnomon.ensemble.told import Told
 from gnomon.ensemble.trie import ByteTrie, Floats
-from gnomon.errors import EngineFailure, GnomonError, UnsupportedModel
-from gnomon.kernels.batch import PAGE, Span
+from gnomon.errors import GnomonError
+from gnomon.kernels.batch import Span
 
-log = logging.getLogger("gnomon.ensemble")
 MOST_HELD = 8
 """Tokens of a prompt's end that may be given to the lattice."""
 BYTES_PER_TOKEN = 8
@@ -36,22 +35,15 @@ BYTES_PER_TOKEN = 8
 
 
 @dataclass
-class ByteText:
-    """One sequence. begun: where generation begins. held: the prompt's end, which the lattices see, by member."""
+class ByteText(SymbolText):
+    """held: the prompt's end, which the lattices see, by member."""
 
-    sequence: int
-    told: Told
-    symbols: list[int] = field(default_factory=list)
-    begun: int = 0
-    prompts: list[list[int]] | None = None
     held: list[bytes] = field(default_factory=list)
     lattices: list[Lattice] = field(default_factory=list)
 
 
-class ByteRunner:
-    """Implements `Runner` for the byte core."""
-
-    shares_pages = False
+class ByteRunner(SymbolRunner[ByteText]):
+    """The byte core."""
 
     def __init__(
         self,
@@ -62,77 +54,37 @@ class ByteRunner:
         token_budget: int = 256,
         max_sequences: int = 64,
     ) -> None:
-        self.members = list(members)
-        self.symbols = Symbols.of_bytes()
-        self.policy = policy
+        super().__init__(
+            members,
+            Symbols.of_bytes(),
+            policy,
+            max_context=BYTES_PER_TOKEN * min(member.max_context for member in members),
+            token_budget=token_budget,
+            max_sequences=max_sequences,
+            on_failure=options.on_failure,
+        )
         self.options = options
-        self.token_budget = token_budget
         self.tries = [ByteTrie(member.retokenizer.texts, member.stops) for member in members]
-        self.vocab_size = self.symbols.size
-        self.max_context = BYTES_PER_TOKEN * min(member.max_context for member in members)
-        self.page_count = max_sequences * -(-self.max_context // PAGE)
-        self.texts: dict[int, ByteText] = {}
-
-    def step(self, spans: list[Span]) -> list[Rows]:
-        results: list[Rows] = [None] * len(spans)
-        asked: list[tuple[int, ByteText]] = []
-        for place, span in enumerate(spans):
-            try:
-                text = self._hear(span)
-                if span.wants == "none":
-                    results[place] = torch.empty(0, self.vocab_size)
-                elif span.wants == "all":
-                    results[place] = self._every_row(text, span)
-                else:
-                    self._understand(text)
-                    asked.append((place, text))
-            except GnomonError as error:
-                results[place] = error
-        for (place, _), row in zip(asked, self._rows([text for _, text in asked]), strict=True):
-            results[place] = row[None] if isinstance(row, Tensor) else row
-        return results
 
     def next_bytes(self, prefix: bytes) -> Floats:
         """[257] probabilities of what follows a raw text. To be called on the engine's thread, between steps."""
         sequence = -1
         try:
-            text = self._hear(Span(sequence, list(prefix), 0, []))
-            self._understand(text)
-            row: Rows = None
-            while row is None:
-                (row,) = self._rows([text])
-            if not isinstance(row, Tensor):
-                raise row
+            row = self._row_now(self._hear(Span(sequence, list(prefix), 0, [])))
             return np.exp(row[:257].numpy().astype(np.float64))
         finally:
             self.release(sequence)
 
-    def hidden(self, spans: list[Span]) -> list[Tensor]:
-        raise UnsupportedModel("An ensemble has no hidden states of its own.", hint="Embed with one of its members.")
-
-    def release(self, sequence: int) -> None:
-        self.texts.pop(sequence, None)
-        for member in self.members:
-            member.release(sequence)
-
     # -- one text -----------------------------------------------------------------------------------------------
+
+    def _new_text(self, sequence: int, told: Told) -> ByteText:
+        return ByteText(sequence, told)
 
     def lattice(self, member: int) -> Lattice:
         """A fresh lattice of a member, before the first byte."""
         growing = GrowingText(self.members[member].retokenizer)
         o = self.options
         return Lattice(self.tries[member], growing.update, o.mode == "canonical", o.beam, o.prune)
-
-    def _hear(self, span: Span) -> ByteText:
-        text = self.texts.get(span.sequence)
-        if text is None:
-            told = span.options or Told([member.name for member in self.members], self.policy)
-            text = self.texts[span.sequence] = ByteText(span.sequence, told)
-        if text.symbols[span.start :] != span.token_ids:  # asked again for the same: what is there may stay
-            if span.start < text.begun:
-                text.prompts = None
-            text.symbols[span.start :] = span.token_ids
-        return text
 
     def _understand(self, text: ByteText) -> None:
         """The prompt in every member's tokens; lattices that have seen exactly the bytes after it, or fresh ones."""
@@ -147,21 +99,6 @@ class ByteRunner:
             text.lattices = []  # bytes were taken back
         if not text.lattices:
             text.lattices = [self.lattice(m) for m in range(len(self.members))]
-
-    def _every_row(self, text: ByteText, span: Span) -> Tensor:
-        whole, found = list(text.symbols), []
-        for end in range(span.start + 1, span.end + 1):
-            text.symbols = whole[:end]
-            if text.told.prompt_length is None or end <= text.told.prompt_length:
-                text.prompts = None
-            self._understand(text)
-            row: Rows = None
-            while row is None:
-                (row,) = self._rows([text])
-            if not isinstance(row, Tensor):
-                raise row
-            found.append(row)
-        return torch.stack(found)
 
     # -- all texts of a step ------------------------------------------------------------------------------------
 
@@ -206,13 +143,7 @@ class ByteRunner:
             prompt, wanted = text.prompts[m], text.lattices[m].wanted() or ()
             jobs.append(Job(text.sequence, [*prompt, *wanted], len(prompt), text.told.salt, text.told.counters[m]))
         before = sum(job.counters.tokens for job in jobs if job.counters is not None)
-        try:
-            results = member.advance(jobs, self.token_budget - spent[m])
-        except Exception as error:
-            log.warning("The member `%s` failed: %s", member.name, error)
-            results = [EngineFailure(f"The member `{member.name}` failed: {type(error).__name__}: {error}.")] * len(
-                jobs
-            )
+        results = self._advance_member(member, jobs, self.token_budget - spent[m])
         spent[m] += sum(job.counters.tokens for job in jobs if job.counters is not None) - before
         moved = False
         for text, result in zip(texts, results, strict=True):
@@ -223,13 +154,6 @@ class ByteRunner:
                 self._failed(text, m, result, failed)
                 moved = True
         return moved
-
-    def _failed(self, text: ByteText, m: int, error: GnomonError, failed: dict[int, GnomonError]) -> None:
-        others = len(self.members) - len(text.told.dropped) - 1
-        if self.options.on_failure == "continue" and others and isinstance(error, EngineFailure):
-            text.told.dropped[m] = error.message
-        else:
-            failed[text.sequence] = error
 
     def _fused(self, text: ByteText) -> Tensor:
         """[S] log-probabilities: bytes, STOP, and the two signs that nobody can say."""
