@@ -1,7 +1,7 @@
 """Merging against mergekit 0.1.5: 200 random files tensor by tensor, wall time and peak memory, kills, no network.
 
 mergekit (LGPL) runs beside us in its own environment: python -m venv .bench/mergekit, then pip install mergekit==0.1.5
-there (`make bench-setup` where it exists). Usage: python benchmarks/merge.py files|tensors|goldens|speed|kills [N].
+there. Usage: python benchmarks/merge.py files|tensors|goldens|speed|kills [N].
 Writes benchmarks/results/merge_*.json. Work files lie in the cache, outside of the repository.
 """
 
