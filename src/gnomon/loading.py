@@ -111,13 +111,8 @@ def load(
     chosen = _profile_name(profile, dtype)
     if found.open is not None:  # an ensemble: several models, opened by its own room
         _only_on_cpu(device, "An ensemble")
-        said = {
-            "kernel": kernel,
-            "determinism": determinism,
-            "speculation": None if speculation == "lookup" else speculation,
-        }
-        if (name := next((name for name, value in said.items() if value is not None), None)) is not None:
-            raise UsageError(f"An ensemble does not take `{name}`.", hint="Leave it out.", param=name)
+        drafts = None if speculation == "lookup" else speculation
+        _not_taken("An ensemble", kernel=kernel, determinism=determinism, speculation=drafts)
         settings = LoadSettings(
             profile,
             dtype,
@@ -139,6 +134,17 @@ def load(
     merged.pop("chat_template", None)
     if checkpoint.config.get("architectures", [""])[0] in ENCODERS:
         _only_on_cpu(device, "An embedding model")
+        _not_taken(
+            "An embedding model",
+            profile=None if chosen == "fp32" else chosen,
+            kernel=kernel,
+            determinism=determinism,
+            speculation=None if speculation == "lookup" else speculation,
+            kv_memory=kv_memory,
+            max_sequences=None if max_sequences == MOST_SEQUENCES else max_sequences,
+            token_budget=None if token_budget == TOKEN_BUDGET else token_budget,
+            max_context=max_context,
+        )
         from gnomon.arch.encoder import build_encoder
 
         return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged, open_model=load)
@@ -241,6 +247,13 @@ def _build(checkpoint: Checkpoint, operators: Operators, determinism: str | None
             param="determinism",
         )
     return build_network(checkpoint, operators)
+
+
+def _not_taken(what: str, **said: Any) -> None:
+    """Refuse by name what was said and would be ignored."""
+    for name, value in said.items():
+        if value is not None:
+            raise UsageError(f"{what} does not take `{name}`.", hint="Leave it out.", param=name)
 
 
 def _only_on_cpu(device: str | None, what: str) -> None:

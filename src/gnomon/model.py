@@ -7,24 +7,21 @@ command line, the server, recipes and programs all get the same tokens. Knows no
 from __future__ import annotations
 
 import copy
-import json
 import secrets
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
-from gnomon.capability import Origin, ParsedOptions, PromptStage, Registry, StageContext, TokenGate
+from gnomon.capability import Origin, ParsedOptions, Registry, StageContext
 from gnomon.engine.certificate import Certificate, certified
 from gnomon.engine.request import Request, SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
 from gnomon.errors import (
     ChatTemplateError,
-    ContextLengthExceeded,
     PromptError,
     UnsupportedModel,
     UsageError,
@@ -38,8 +35,20 @@ from gnomon.models.identity import tensor_digest
 from gnomon.models.patch import Patch
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.patches.table import Laid, PatchTable
-from gnomon.session import SessionInfo, TextSession, describe_token
-from gnomon.submission import Recorder, Submission, make_request
+from gnomon.prompts import (
+    Admitted,
+    Messages,
+    Prompt,
+    checked_ids,
+    checked_message,
+    encoded,
+    is_chat,
+    messages_of,
+    prompts_of,
+)
+from gnomon.sampling.params import sampling_params
+from gnomon.session import describe_token
+from gnomon.submission import Recorder, Submission, make_request, noted_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,22 +56,6 @@ if TYPE_CHECKING:
     from gnomon.arch.encoder import Encoder
     from gnomon.kernels.side import SidePath
     from gnomon.sampling.options import SamplingOptions
-
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
-DEFAULT_RAW_TOKENS = 256
-"""max_tokens of a raw prompt, which has no end of turn to stop at; a chat goes to the end of the context."""
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """A prompt that the prompt stages let through, as token ids, with its parsed options and the patches they name."""
-
-    ids: list[int]
-    parsed: ParsedOptions
-    options: Mapping[str, Any]
-    context: StageContext
-    patches: tuple[Laid, ...] = ()
 
 
 class Model:
@@ -189,7 +182,7 @@ class Model:
         if network is None or profile is None:
             raise UnsupportedModel(f"`{self.name}` is an embedding model: there is no certificate for it.")
         fingerprint, described = profile.fingerprint, profile.as_dict()
-        sides = self._sides
+        sides = self.sides
         return worker.run_exclusive(lambda: certified(network, fingerprint, described, renew=renew, sides=sides))
 
     # -- patches ------------------------------------------------------------------------------------------------
@@ -255,20 +248,19 @@ class Model:
 
         Returns one Generation, or a list when several prompts were given or n > 1 (n per prompt, in order).
         """
-        prompts, several = _prompts(prompt)
+        prompts, several = prompts_of(prompt)
         handles = [self.submit(one, options) for one in prompts]
         results = [generation for handle in handles for generation in handle.collect()]
         return results if several or len(results) > 1 else results[0]
 
     def chat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
         """Answer a conversation through the model's chat template. A string is one user message."""
-        results = self.submit(_messages(messages), options, chat=True).collect()
+        results = self.submit(messages_of(messages), options, chat=True).collect()
         return results if len(results) > 1 else results[0]
 
     def stream(self, prompt: Prompt | Messages, **options: Any) -> Iterator[Chunk]:
         """Like generate (str or ids) or chat (messages), chunk by chunk. Closing the iterator cancels the request."""
-        ids, chat = self._stream_input(prompt)
-        return iter(self.submit(ids, options, chat=chat))
+        return iter(self.submit(prompt, options, chat=is_chat(prompt)))
 
     async def agenerate(self, prompt: Prompt, **options: Any) -> Generation | list[Generation]:
         """generate(), awaitable. Cancelling the task cancels the request."""
@@ -276,12 +268,11 @@ class Model:
 
     async def achat(self, messages: str | Messages, **options: Any) -> Generation | list[Generation]:
         """chat(), awaitable."""
-        return await self.submit(_messages(messages), options, chat=True).acollect()
+        return await self.submit(messages_of(messages), options, chat=True).acollect()
 
     def astream(self, prompt: Prompt | Messages, **options: Any) -> AsyncIterator[Chunk]:
         """stream(), asynchronous."""
-        ids, chat = self._stream_input(prompt)
-        return self.submit(ids, options, chat=chat).chunks()
+        return self.submit(prompt, options, chat=is_chat(prompt)).chunks()
 
     def render(self, messages: str | Messages, **variables: Any) -> list[int]:
         """A conversation as token ids through the chat template; special-token text in contents stays plain text."""
@@ -291,17 +282,7 @@ class Model:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A raw prompt as token ids, with the model's BOS; ids pass unchanged."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise PromptError("The prompt is empty.", hint="Give at least one character.", param="prompt")
-            try:
-                prompt.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise PromptError(
-                    f"The prompt is not valid Unicode at character {error.start}.", param="prompt"
-                ) from None
-            return self.tokenizer.encode(prompt)
-        return list(prompt)
+        return encoded(self.tokenizer, prompt)
 
     def admit(
         self,
@@ -321,21 +302,12 @@ class Model:
         context = StageContext(self.tokenizer, self.name, seed, self._open_model, host=self)
         patches = tuple(self._chosen_patches(parsed, context, origin))
         stages = self.registry.prompt_stages(parsed, context)
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
-            checked = [_checked_message(message, stages) for message in prompt]  # type: ignore[arg-type]
+        if is_chat(prompt):
+            checked = [checked_message(message, stages) for message in prompt]
             ids = self.render(checked, **(variables or {}))
         else:
-            ids = self._checked_ids(prompt, stages)  # type: ignore[arg-type]
+            ids = checked_ids(self.tokenizer, prompt, stages)  # type: ignore[arg-type]
         return Admitted(ids, parsed, options, context, patches)
-
-    def _checked_ids(self, prompt: Prompt, stages: Sequence[PromptStage]) -> list[int]:
-        ids = self.encode(prompt)
-        if not stages:
-            return ids
-        text = given = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids, skip_special_tokens=False)
-        for stage in stages:
-            text = stage.check(text)
-        return ids if text == given else self.encode(text)
 
     def submit(
         self,
@@ -355,54 +327,59 @@ class Model:
         admitted = prompt if isinstance(prompt, Admitted) else self.admit(prompt, options, origin=origin)
         parsed, ids, context = admitted.parsed, admitted.ids, admitted.context
         sampling: SamplingOptions = parsed["sampling"]  # type: ignore[assignment]
-        seed, options = context.seed, admitted.options
-        params = self._sampling_params(sampling, seed, len(ids), chat)
+        seed = context.seed
+        params = sampling_params(
+            sampling,
+            seed=seed,
+            prompt_tokens=len(ids),
+            max_context=self.max_context,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            chat=chat,
+        )
         fingerprint, beside = self._fingerprint_with(admitted.patches), (*self._beside, *admitted.patches)
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
         context = replace(context, max_tokens=params.max_tokens, temperature=params.temperature)
-        echo = self.tokenizer.decode(ids) if sampling.echo else ""
-        requests = []
         report = observer or self.observer
-        given = {**self.defaults, **options}
-        if beside:
-            given = {key: value for key, value in given.items() if key not in self.registry.weights_keys()}
-            given["patches"] = [laid.identity for laid in beside]  # a name may mean another patch tomorrow
-        noted = self._run(submission, ids, given, params) if report else None
-        if noted and context.memory.get("private_prompt"):
-            noted = replace(noted, prompt_ids=[], replayable=False)
-        for index in range(sampling.n):
-            stages = self.registry.stages(parsed, context)
-            info = SessionInfo(submission.id, index, seed, fingerprint)
-            recorder = Recorder(replace(noted, choice=index), report) if noted and report else None
-            emit = _both(recorder.on_chunk, submission.put) if recorder else submission.put
-            session = TextSession(
+        noted = self._noted(submission, admitted, params, beside) if report else None
+        requests = [
+            make_request(
+                submission,
+                index,
+                ids,
+                params,
+                self.registry.stages(parsed, context),
                 self.tokenizer,
-                stages.stream,
-                info,
-                emit,
                 want_logprobs=sampling.logprobs is not None,
-                echo=echo,
-                gate=next((stage for stage in stages.mask if isinstance(stage, TokenGate)), None),
+                echo=self.tokenizer.decode(ids) if sampling.echo else "",
+                recorder=Recorder(replace(noted, choice=index), report) if noted and report else None,
+                sides={laid.identity: laid.side for laid in beside},
             )
-            requests.append(
-                make_request(
-                    submission,
-                    index,
-                    ids,
-                    params,
-                    stages,
-                    session,
-                    prompt_logprobs=bool(echo),
-                    recorder=recorder,
-                    sides={laid.identity: laid.side for laid in beside},
-                )
-            )
+            for index in range(sampling.n)
+        ]
         for request in requests:
             self._prepare(request, parsed)
         submission.requests = [request.id for request in requests]
         for request in requests:
             worker.submit(request)
         return submission
+
+    def _noted(self, submission: Submission, admitted: Admitted, params: SamplingParams, beside: Sequence[Laid]) -> Run:
+        """This prompt's run, as the ledger will have it: its patches by identity, a private prompt left out."""
+        given = {**self.defaults, **admitted.options}
+        if beside:
+            given = {key: value for key, value in given.items() if key not in self.registry.weights_keys()}
+            given["patches"] = [laid.identity for laid in beside]  # a name may mean another patch tomorrow
+        noted = noted_run(
+            submission,
+            admitted.ids,
+            given,
+            model=self.name,
+            reference=self.checkpoint.reference,
+            profile=self.profile.dtype if self.profile else "",
+            max_tokens=params.max_tokens,
+        )
+        private = admitted.context.memory.get("private_prompt")
+        return replace(noted, prompt_ids=[], replayable=False) if private else noted
 
     def _prepare(self, request: Request, parsed: Mapping[str, Any]) -> None:
         """The last word on a request before the engine gets it; a subclass tells its own runner more."""
@@ -414,66 +391,11 @@ class Model:
                     param=name,
                 )
 
-    def _run(self, submission: Submission, ids: list[int], options: Mapping[str, Any], params: SamplingParams) -> Run:
-        """What is known of a run before it begins."""
-        plain = {key: value for key, value in options.items() if key != "seed" and value is not None}
-        plain["max_tokens"] = params.max_tokens
-        try:
-            plain, replayable = json.loads(json.dumps(plain)), True
-        except (TypeError, ValueError):
-            plain, replayable = {key: repr(value) for key, value in plain.items()}, False
-        return Run(
-            id=submission.id,
-            choice=0,
-            created=time.time(),
-            model=self.name,
-            reference=self.checkpoint.reference,
-            fingerprint=submission.fingerprint,
-            profile=self.profile.dtype if self.profile else "",
-            prompt_ids=ids,
-            options=plain,
-            replayable=replayable,
-            seed=submission.seed,
-        )
-
-    def _sampling_params(self, o: SamplingOptions, seed: int, prompt_tokens: int, chat: bool) -> SamplingParams:
-        room = self.max_context - prompt_tokens
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"The prompt has {prompt_tokens} tokens; the context of {self.max_context} has no room for more.",
-                param="messages" if chat else "prompt",
-            )
-        limit = o.max_tokens if o.max_tokens is not None else (room if chat else min(room, DEFAULT_RAW_TOKENS))
-        return SamplingParams(
-            temperature=o.temperature,
-            top_k=max(o.top_k, 0),
-            top_p=o.top_p,
-            min_p=o.min_p,
-            repetition_penalty=o.repetition_penalty,
-            frequency_penalty=o.frequency_penalty,
-            presence_penalty=o.presence_penalty,
-            seed=seed % 2**64,
-            max_tokens=limit,
-            min_tokens=o.min_tokens,
-            stop_token_ids=frozenset(o.stop_token_ids),
-            ignore_eos=o.ignore_eos,
-            eos_token_ids=self.tokenizer.eos_token_ids,
-            logprobs=o.logprobs,
-            prompt_logprobs=o.logprobs if o.echo else None,
-        )
-
-    @property
-    def _sides(self) -> tuple[SidePath, ...]:
-        return tuple(laid.side for laid in self._beside)
-
-    def _stream_input(self, prompt: Prompt | Messages) -> tuple[Prompt | Messages, bool]:
-        return prompt, not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
-
     # -- numbers ------------------------------------------------------------------------------------------------
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Next-token logits after every prompt token -> [T, V] float32."""
-        return self.worker.logits(self.encode(prompt), self._sides)
+        return self.worker.logits(self.encode(prompt), self.sides)
 
     def score(self, prompt: Prompt, continuation: str) -> Score:
         """How likely the continuation is after the prompt, token by token (teacher-forced)."""
@@ -483,7 +405,7 @@ class Model:
         target = self.tokenizer.encode(continuation, add_special_tokens=False)
         if not target:
             raise PromptError("The continuation is empty.", param="continuation")
-        rows = self.worker.logits(ids + target, self._sides)[len(ids) - 1 : -1]
+        rows = self.worker.logits(ids + target, self.sides)[len(ids) - 1 : -1]
         logprobs = torch.log_softmax(rows, dim=-1).gather(1, torch.tensor(target)[:, None])[:, 0].tolist()
         tokens = [describe_token(self.tokenizer, t, value) for t, value in zip(target, logprobs, strict=True)]
         return Score(sum(logprobs), tokens)
@@ -501,7 +423,7 @@ class Model:
         if self.encoder is not None:
             vectors = self.encoder.embed(many)
         else:
-            pooled = [self.worker.hidden(self.encode(text), self._sides).mean(dim=0) for text in many]
+            pooled = [self.worker.hidden(self.encode(text), self.sides).mean(dim=0) for text in many]
             vectors = torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
         return vectors[0] if isinstance(texts, str) else vectors
 
@@ -574,49 +496,6 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.name} {self.profile.dtype if self.profile else 'encoder'} {self.fingerprint}>"
-
-
-def _prompts(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """(the prompts, whether a list of them was given). A list of ints is one prompt of token ids."""
-    if isinstance(prompt, str):
-        return [prompt], False
-    items = list(prompt)
-    if not items:
-        raise PromptError("The list of prompts is empty.", param="prompt")
-    if all(isinstance(item, int) for item in items):
-        return [items], False  # type: ignore[list-item]
-    return items, True  # type: ignore[return-value]
-
-
-def _messages(messages: str | Messages) -> Messages:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-
-
-def _checked_message(message: Mapping[str, Any], stages: Sequence[PromptStage]) -> dict[str, Any]:
-    """A message with every text in it (content, parts, arguments of tool calls) as the stages let it through."""
-
-    def checked(value: Any, key: str) -> Any:
-        if isinstance(value, str):
-            if key in ("role", "type", "id", "tool_call_id"):
-                return value
-            for stage in stages:
-                value = stage.check(value)
-            return value
-        if isinstance(value, Mapping):
-            return {name: checked(inner, name) for name, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [checked(inner, key) for inner in value]
-        return value
-
-    return {name: checked(value, name) for name, value in message.items()}
-
-
-def _both(first: Callable[[Chunk], None], second: Callable[[Chunk], None]) -> Callable[[Chunk], None]:
-    def call(chunk: Chunk) -> None:
-        first(chunk)
-        second(chunk)
-
-    return call
 
 
 def _refuse_to_open(reference: str) -> Any:

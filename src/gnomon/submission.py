@@ -6,20 +6,24 @@ The engine's thread puts chunks in; a consumer on any thread or event loop takes
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import Any
 
-from gnomon.capability import Stages
+from gnomon.capability import Stages, TokenGate
 from gnomon.engine.request import Decision, Finished, Request, SamplingParams, TokenEvent
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import GnomonError
 from gnomon.generation import Chunk, Generation, Run, TokenLogprob
 from gnomon.kernels.side import SidePath
-from gnomon.session import TextSession
+from gnomon.models.tokenizer import Tokenizer
+from gnomon.session import SessionInfo, TextSession
 
 
 class Submission:
@@ -155,19 +159,70 @@ class Recorder:
         )
 
 
+def noted_run(
+    submission: Submission,
+    ids: list[int],
+    options: Mapping[str, Any],
+    *,
+    model: str,
+    reference: str,
+    profile: str,
+    max_tokens: int,
+) -> Run:
+    """What is known of a run before it begins. Options that JSON cannot hold are noted as text: no replay of those."""
+    plain = {key: value for key, value in options.items() if key != "seed" and value is not None}
+    plain["max_tokens"] = max_tokens
+    try:
+        plain, replayable = json.loads(json.dumps(plain)), True
+    except (TypeError, ValueError):
+        plain, replayable = {key: repr(value) for key, value in plain.items()}, False
+    return Run(
+        id=submission.id,
+        choice=0,
+        created=time.time(),
+        model=model,
+        reference=reference,
+        fingerprint=submission.fingerprint,
+        profile=profile,
+        prompt_ids=ids,
+        options=plain,
+        replayable=replayable,
+        seed=submission.seed,
+    )
+
+
 def make_request(
     submission: Submission,
     index: int,
     ids: list[int],
     params: SamplingParams,
     stages: Stages,
-    session: TextSession,
+    tokenizer: Tokenizer,
     *,
-    prompt_logprobs: bool,
+    want_logprobs: bool,
+    echo: str = "",
     recorder: Recorder | None = None,
     sides: Mapping[str, SidePath] | None = None,
 ) -> Request:
-    """sides: what runs beside the weights, in order, by identity."""
+    """One choice: its text session between the engine and the submission.
+
+    echo: text to show before the first token. sides: what runs beside the weights, in order, by identity.
+    """
+
+    def emit(chunk: Chunk) -> None:
+        if recorder is not None:
+            recorder.on_chunk(chunk)
+        submission.put(chunk)
+
+    session = TextSession(
+        tokenizer,
+        stages.stream,
+        SessionInfo(submission.id, index, submission.seed, submission.fingerprint),
+        emit,
+        want_logprobs=want_logprobs,
+        echo=echo,
+        gate=next((stage for stage in stages.mask if isinstance(stage, TokenGate)), None),
+    )
 
     def on_token(event: TokenEvent) -> Decision:
         decision = session.on_token(event)
@@ -191,7 +246,7 @@ def make_request(
         bias=stages.bias,
         mask=stages.mask,
         on_token=on_token,
-        on_prompt=session.on_prompt if prompt_logprobs else None,
+        on_prompt=session.on_prompt if echo else None,
         on_finish=on_finish,
         sides=tuple((sides or {}).values()),
         side_names=tuple(sides or {}),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gnomon.errors import PatchError, WrongBase
+from gnomon.models.low_rank import product
 from gnomon.models.patch import Delta, Dense, LowRank, Patch, Sparse
-from gnomon.models.patch.deltas import product
 from gnomon.models.reference import open_checkpoint
 from helpers.tiny import write_tiny_model
 

@@ -53,7 +53,9 @@ def _run(ref: str | None, **values: Any) -> None:
     load_patches(model, options.patches)
     models = {options.served_name or model.name: model}
     if options.embeddings:
-        embedder = common.open_model(settings, options.embeddings)
+        from gnomon.loading import load
+
+        embedder = load(options.embeddings, threads=settings.recipe.threads)
         models[embedder.name] = embedder
 
     from gnomon.serve.app import create_app

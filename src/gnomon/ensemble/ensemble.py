@@ -36,9 +36,10 @@ from gnomon.errors import ConfigError, ContextLengthExceeded, PromptError, Unsup
 from gnomon.kernels.batch import PAGE
 from gnomon.ledger import enabled
 from gnomon.loading import LEDGER, load
-from gnomon.model import Messages, Model
+from gnomon.model import Model
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.patches.table import PatchTable
+from gnomon.prompts import Messages
 
 log = logging.getLogger("gnomon.ensemble")
 VERSION = 1

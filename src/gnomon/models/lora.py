@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gnomon.errors import CheckpointError, UnsupportedModel
 from gnomon.models import identity
 from gnomon.models.checkpoint import Checkpoint, TensorInfo
+from gnomon.models.low_rank import product
 from gnomon.models.safetensors_checkpoint import read_header, read_json
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ class LoraCheckpoint(Checkpoint):
         weight = self.base[name]
         if name not in self._pairs:
             return weight
-        module = self._pairs[name]
-        down, up = self._stored_factors(module)
-        delta = (up @ down) * self._scale(module)
-        if self.adapter.get("fan_in_fan_out"):
-            delta = delta.T
+        delta = product(*self.factors(name))
         if delta.shape != weight.shape:
             raise CheckpointError(
                 f"{self.path}: the delta of `{name}` is {tuple(delta.shape)}, the weight {tuple(weight.shape)}."

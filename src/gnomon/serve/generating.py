@@ -16,7 +16,8 @@ from fastapi import Request
 from gnomon.capability import Origin
 from gnomon.errors import UsageError
 from gnomon.generation import Chunk, Generation, TokenLogprob, Usage
-from gnomon.model import Admitted, Messages, Model, Prompt
+from gnomon.model import Model
+from gnomon.prompts import Admitted, Messages, Prompt
 from gnomon.serve.protocol import split_options
 from gnomon.serve.state import ServerState
 from gnomon.submission import Submission, join
