@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnomon.errors import UsageError
 from gnomon.model import Model
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -58,6 +59,8 @@ def test_minilm_embeds_as_transformers_does_and_a_text_alone_as_in_a_batch() -> 
             with torch.no_grad():
                 hidden = reference(ids).last_hidden_state[0].mean(0)
             assert (hidden / hidden.norm() - row).abs().max() < 1e-5
+    with pytest.raises(UsageError, match="An embedding model does not take `profile`"):
+        gnomon.load("minilm-l6-v2", profile="bf16")
 
 
 @pytest.mark.model
