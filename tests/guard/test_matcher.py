@@ -13,6 +13,7 @@ from gnomon.guard import automaton
 from gnomon.guard.automaton import Program, Source
 from gnomon.guard.matcher import Match, Matcher
 from gnomon.guard.regex import PatternError, parse, widths
+from gnomon.guard.walking import NativeMatcher, native_walk
 
 from . import reference
 
@@ -38,8 +39,13 @@ TEXTS = st.text(alphabet="aabbc d", max_size=24)
 CUTS = st.lists(st.integers(0, 24), max_size=8)
 
 
-def run(program: Program, pieces: list[str], **options: object) -> tuple[list[Match], list[int]]:
-    matcher = Matcher(program, **options)  # type: ignore[arg-type]
+KINDS = [Matcher, NativeMatcher] if native_walk() else [Matcher]
+
+
+def run(
+    program: Program, pieces: list[str], kind: type[Matcher] = Matcher, **options: object
+) -> tuple[list[Match], list[int]]:
+    matcher = kind(program, **options)  # type: ignore[arg-type]
     found: list[Match] = []
     frontiers = []
     for piece in pieces:
@@ -59,9 +65,10 @@ def test_matches_equal_the_reference_whatever_the_split(
     program = Program([Source(b, s) for b, s in trees])
     expected = sorted((a, e, rule) for rule, (b, s) in enumerate(trees) for a, e in reference.matches(b, s, text))
     for pieces in ([text], list(text), list(reference.splits(text, cuts))):
-        found, frontiers = run(program, pieces)
-        assert [(m.start, m.end, m.rule) for m in found if m.end > m.start] == expected
-        assert frontiers == sorted(frontiers)
+        for kind in KINDS:
+            found, frontiers = run(program, pieces, kind)
+            assert [(m.start, m.end, m.rule) for m in found if m.end > m.start] == expected
+            assert frontiers == sorted(frontiers)
 
 
 @settings(max_examples=150, deadline=None)

@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from gnomon.errors import UsageError
 from gnomon.guard import charset as cs
 from gnomon.guard.charset import CharSet
 from gnomon.guard.regex import Alt, Boundary, Cat, Chars, Group, Look, Node, Repeat
+from gnomon.guard.rows import Rows
 
 MOST_STATES = 60_000
 """Nondeterministic states of one rule: more is refused, since it would only serve to exhaust memory."""
@@ -66,6 +69,7 @@ class Program:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)
+        self.any_urgent = any(source.urgent for source in self.sources)
         self._lock = threading.RLock()
         self.sets: list[CharSet] = []
         self._set_ids: dict[CharSet, int] = {}
@@ -171,12 +175,17 @@ class Program:
         if self.class_count > 255:
             raise UsageError(f"The rules tell {self.class_count} kinds of characters apart; at most 255 are possible.")
         self._latin = bytes(self._class_at[bisect_right(bounds, code) - 1] for code in range(256))
+        self._wide_bounds = np.array(bounds, np.uint32)
+        self._wide_classes = np.array(self._class_at, np.uint8)
         self._others: dict[int, int] = {}
 
     def classify(self, text: str) -> bytes:
         """One class per character."""
         if text.isascii():
             return text.encode("ascii").translate(self._latin)
+        if len(text) > 64:
+            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+            return self._wide_classes[np.searchsorted(self._wide_bounds, codes, side="right") - 1].tobytes()
         return bytes([self.class_of(ord(character)) for character in text])
 
     def class_of(self, code: int) -> int:
@@ -209,16 +218,30 @@ class Program:
         """Forget all deterministic states. Those still held by threads go on working and are made anew as met."""
         self._states: dict[tuple[Kernel, int], State] = {}
         self.generation = getattr(self, "generation", -1) + 1
+        self._context_start: State | None = None
         self._first: dict[tuple[int, tuple[int, ...]], State | None] = {}
         self.first_after: list[Any] = [UNKNOWN] * (self.class_count + 1)  # per class of the character before; -1: none
         self.table: list[State] = []
+        self.rows = Rows(self.class_count, self.table, lambda rules: any(self.sources[one].urgent for one in rules))
 
     def mask_after(self, character_class: int) -> int:
         """What is to be known of the previous character: a bit per set, shifted; bit 0: there was none."""
         return self.signatures[character_class] << 1 & self._visible
 
-    def context_start(self) -> State:
-        return self.state(self.contexts, self.begin_mask)
+    def context_start(self) -> State | None:
+        """Where contexts are before the text; None when no rule has one."""
+        if self._context_start is None and self.contexts:
+            self._context_start = self.state(self.contexts, self.begin_mask)
+        return self._context_start
+
+    def begin_after(self, character_class: int, rules: tuple[int, ...]) -> State | None:
+        """`match_start` after a character of this class (-1: none), noted for walks."""
+        mask = self.begin_mask if character_class < 0 else self.mask_after(character_class)
+        found = self.match_start(mask, rules)
+        if not rules:
+            self.first_after[character_class] = found
+        self.rows.begin(character_class, rules, -1 if found is None else found.id)
+        return found
 
     def match_start(self, mask: int, rules: tuple[int, ...] = ()) -> State | None:
         """The state of a new thread: the rules without context, and those whose context ended here."""
@@ -247,6 +270,7 @@ class Program:
             found = State(number, kernel, mask, [UNKNOWN] * self.class_count, gate, done)
             self._states[(kernel, mask)] = found
             self.table.append(found)
+            self.rows.add(gate, bool(done))
         return found
 
     def step(self, state: State, character_class: int) -> State | None:
@@ -267,6 +291,8 @@ class Program:
             kernel |= self.contexts  # what stands before a match may begin anywhere
         result = self.state(frozenset(kernel), self.mask_after(character_class)) if kernel else None
         state.next[character_class] = result
+        if state.id < len(self.table) and self.table[state.id] is state:
+            self.rows.set(state.id, character_class, -1 if result is None else result.id, accepts)
         return result
 
     def at_end(self, state: State) -> tuple[int, ...]:

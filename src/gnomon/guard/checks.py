@@ -41,12 +41,15 @@ class Check:
     name: str = ""
 
     def __call__(self, text: str) -> bool:
-        if self.entropy and shannon(text) < self.entropy:
+        if self.entropy and not varied(text, self.entropy):
             return False
-        if self.digits and sum(c.isdigit() for c in text) < self.digits:
+        if self.digits and sum(map(str.isdigit, text)) < self.digits:
             return False
-        if self.stopwords and any(word in text.lower() for word in self.stopwords):
-            return False
+        if self.stopwords:
+            lower = text.lower()
+            for word in self.stopwords:
+                if word in lower:
+                    return False
         return CHECKS[self.name](text) if self.name else True
 
 
@@ -62,10 +65,30 @@ def make_check(keys: Mapping[str, Any], where: str) -> Check | None:
     return None if check == Check() else check
 
 
+_BITS = [0.0, *(n * math.log2(n) for n in range(1, 128))]
+
+
 def shannon(text: str) -> float:
     """Bits per character of the text's own distribution."""
     total = len(text)
-    return -sum(n / total * math.log2(n / total) for n in Counter(text).values()) if total else 0.0
+    if not total:
+        return 0.0
+    if total < len(_BITS):
+        return math.log2(total) - sum(map(_BITS.__getitem__, map(text.count, dict.fromkeys(text)))) / total
+    return math.log2(total) - sum(n * math.log2(n) for n in Counter(text).values()) / total
+
+
+def varied(text: str, entropy: float) -> bool:
+    """Whether shannon(text) >= entropy; mostly seen from how many different characters there are.
+
+    With d different ones among n, entropy is least when one of them takes all the other places.
+    """
+    total = len(text)
+    if 0 < total < len(_BITS):
+        often = total - len(set(text)) + 1
+        if (_BITS[total] - _BITS[often]) / total > entropy + 1e-9:
+            return True
+    return shannon(text) >= entropy
 
 
 def ip(text: str) -> bool:

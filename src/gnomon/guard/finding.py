@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 ACTIONS = ("redact", "block", "replace", "flag", "vault")
 
 
-@dataclass(frozen=True, order=True)
-class Finding:
+class Finding(NamedTuple):
     """One finding: which rule, where in the canonical text, what was done. Prints the same whatever the split."""
 
     start: int
@@ -18,7 +17,7 @@ class Finding:
     rule: str
     action: str = "redact"
     score: float = 1.0
-    note: str = field(default="", compare=False)
+    note: str = ""
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""

@@ -24,7 +24,7 @@ from gnomon.guard.lane import Plan
 from gnomon.guard.policy import DEFAULT, Check, GuardOptions
 from gnomon.guard.rules import Rule, make_rule, pack, pack_names, read_rules, word_rule
 from gnomon.guard.scanning import get, names
-from gnomon.guard.session import Bound, Session, lanes
+from gnomon.guard.session import Bound, Session, lanes, verdict_of
 from gnomon.guard.vault import Vault
 from gnomon.guard.watching import Watch, Watcher
 
@@ -94,10 +94,11 @@ class Guard:
     ) -> Result:
         """A whole text: the same as pushing it in any pieces."""
         session = self.session(direction, vault=vault, prompt=prompt)
-        out = session.push(text) + session.finish()
+        out = session.whole(text)
         findings = tuple(session.findings)
         risk = max((finding.score * RISK[finding.action] for finding in findings), default=0.0)
-        return Result(out, session.verdict in ("pass", "flag"), risk, findings, session.verdict)
+        verdict = verdict_of(findings)
+        return Result(out, verdict in ("pass", "flag"), risk, findings, verdict)
 
     def resume(self, state: Mapping[str, Any]) -> Session:
         """Go on with a session saved by `session.state()`. Raises UsageError when the policy is another one."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnomon.guard.automaton import Program
-from gnomon.guard.matcher import MAX_HOLD, Match, Matcher
+from gnomon.guard.matcher import MAX_HOLD, Match
 from gnomon.guard.rules import Rule
 from gnomon.guard.views import VIEWS
+from gnomon.guard.walking import make_matcher
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Plan:
     max_hold: int = MAX_HOLD
 
 
-@dataclass(frozen=True, order=True)
-class Hit:
+class Hit(NamedTuple):
     """A rule (its number in the guard) and where in the text."""
 
     start: int
@@ -40,6 +40,11 @@ class Hit:
     note: str = ""
 
 
+def _unasked(rule: int, start: int, end: int) -> bool:
+    """Of a program without urgent rules nobody asks; a method here would tie lane and matcher into a cycle."""
+    return True
+
+
 class Lane:
     """The running state of one view."""
 
@@ -47,7 +52,9 @@ class Lane:
         self.plan = plan
         self.urgent = plan.urgent
         self.view = None if plan.view == "raw" else VIEWS[plan.view]()
-        self.matcher = Matcher(plan.program, plan.max_hold, self._passes, plan.overflow)
+        self.matcher = make_matcher(
+            plan.program, plan.max_hold, self._passes if plan.urgent else _unasked, plan.overflow
+        )
         self.position = 0  # characters of the text seen
         self.text = ""  # of the view, from `base` on
         self.base = 0
@@ -93,7 +100,7 @@ class Lane:
     @property
     def settled(self) -> int:
         """No finding at all that is not known yet begins before here."""
-        place = min([self.matcher.position, *self.matcher.threads.values()])
+        place = self.matcher.first_start
         if self.view is None:
             return place
         pending = self.position if self.view.pending is None else self.view.pending
@@ -127,6 +134,13 @@ class Lane:
 
     def _trim(self) -> None:
         """Forget text that no open match needs, now and then."""
+        if self.matcher.finished:
+            return
+        if self.view is None and not self.matcher.runs:
+            oldest = self.matcher.oldest
+            if (drop := oldest - self.base) > 256 or (drop > 0 and drop == len(self.text)):
+                self.text, self.base = self.text[drop:], oldest
+            return
         runs = {run.start: run.end for run in self.matcher.runs}
         if self.view is not None:
             self.run_places = {

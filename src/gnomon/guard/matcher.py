@@ -52,11 +52,10 @@ class Matcher:
 
     def __post_init__(self) -> None:
         program = self.program
-        self._any_urgent = any(source.urgent for source in program.sources)
         self.position = 0
         self.mask = program.begin_mask
         self.last_class = -1  # of the last character; -1: there was none
-        self.context: State | None = program.context_start() if program.contexts else None
+        self.context: State | None = program.context_start()
         self.threads: dict[State, int] = {}
         self.ends: dict[int, dict[int, int]] = {}  # start -> rule -> where its longest match so far ends
         self.absorbed: dict[int, list[int]] = {}  # start -> later starts in the same state that had matches already
@@ -83,7 +82,7 @@ class Matcher:
 
         Returns how far that went; `_advance` does one step of any kind.
         """
-        if self.runs or self.absorbed or self._any_urgent:
+        if self.runs or self.absorbed or self.program.any_urgent:
             return place
         program, ends, hold = self.program, self.ends, self.max_hold
         first_after, context, threads, before = program.first_after, self.context, self.threads, self.last_class
@@ -142,8 +141,8 @@ class Matcher:
         self.finished = True
         at_end = self.program.at_end
         for state, start in self.threads.items():
-            if self.stopped is None or state.gate:
-                self._note(at_end(state), start)
+            if (rules := at_end(state)) and (self.stopped is None or state.gate):
+                self._note(rules, start, self.position)
         self.threads = {}
         self.closed_runs += self.runs
         self.runs = []
@@ -157,9 +156,7 @@ class Matcher:
                 following = program.step(self.context, c)
             begun = self.context.accepts.get(c, ())
             self.context = following
-        first = program.match_start(self.mask, begun)
-        if not begun:
-            program.first_after[self.last_class] = first
+        first = program.begin_after(self.last_class, begun)
         if first is not None and first not in self.threads:
             self.threads[first] = at
         moved: dict[State, int] = {}
@@ -169,7 +166,7 @@ class Matcher:
             if following is UNKNOWN:
                 following = program.step(state, c)
             if c in state.accepts:
-                self._note(state.accepts[c], start)
+                self._note(state.accepts[c], start, at)
             if following is None:
                 continue
             if following in moved:
@@ -189,14 +186,14 @@ class Matcher:
         if moved:
             self._hold_no_longer()
 
-    def _note(self, rules: tuple[int, ...], start: int) -> None:
-        """These rules match from `start` to here."""
+    def _note(self, rules: tuple[int, ...], start: int, end: int) -> None:
+        """These rules match from `start` to `end`."""
         for rule in rules:
-            self.ends.setdefault(start, {})[rule] = self.position
+            self.ends.setdefault(start, {})[rule] = end
             for later in self.absorbed.get(start, ()):
                 self.ends.get(later, {}).pop(rule, None)  # its longest match ends here too, and begins later
-            if self.program.sources[rule].urgent and self.stopped is None and self.accept(rule, start, self.position):
-                self.stopped = Match(start, self.position, rule)
+            if self.program.sources[rule].urgent and self.stopped is None and self.accept(rule, start, end):
+                self.stopped = Match(start, end, rule)
 
     def _absorb(self, start: int, later: int) -> None:
         """The thread from `later` goes on as the one from `start`; what it matched before stays known."""
@@ -259,30 +256,47 @@ class Matcher:
         return self.position
 
     @property
+    def first_start(self) -> int:
+        """No match at all that may still grow begins before here."""
+        return min(self.threads.values(), default=self.position)
+
+    @property
     def oldest(self) -> int:
         """No match at all that is not known yet begins before here: text before it is not needed any more."""
-        return min([self.position, *self.threads.values(), *self.ends])
+        return min([self.first_start, *self.ends]) if self.ends else self.first_start
+
+    def starts(self) -> set[int]:
+        """Where live threads began."""
+        return set(self.threads.values())
 
     def take(self) -> list[Match]:
         """Matches that are final and were not taken yet, by where they begin."""
         found = [Match(run.start, run.end, run.rule, True) for run in self.closed_runs]
         self.closed_runs = []
-        if self.ends:
+        if self.ends and self.finished:
+            for start, rules in sorted(self.ends.items()):
+                for rule, end in rules.items():
+                    if (rule, end) not in self.given:
+                        self.given.add((rule, end))
+                        found.append(Match(start, end, rule))
+            self.ends = {}
+        elif self.ends:
             gate_limit = self.frontier
-            limit = min([gate_limit, *self.threads.values()])
-            for start in sorted(self.ends):
-                rules = self.ends[start]
+            limit = min(gate_limit, self.first_start)
+            for start, rules in sorted(self.ends.items()):
                 for rule in sorted(rules):
-                    if start < (gate_limit if self._gates(rule) else limit) or self.finished:
+                    if start < (gate_limit if self._gates(rule) else limit):
                         end = rules.pop(rule)
                         if (rule, end) not in self.given:
                             self.given.add((rule, end))
                             found.append(Match(start, end, rule))
                 if not rules:
                     del self.ends[start]
-            self.given = {key for key in self.given if key[1] > limit}
-            alive = set(self.threads.values())
-            self.absorbed = {start: later for start, later in self.absorbed.items() if start in alive}
+            if self.given:
+                self.given = {key for key in self.given if key[1] > limit}
+            if self.absorbed:
+                alive = self.starts()
+                self.absorbed = {start: later for start, later in self.absorbed.items() if start in alive}
         return sorted(found)
 
     # -- keeping --------------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gnomon.errors import UsageError
 from gnomon.guard.finding import Finding
 from gnomon.guard.lane import Hit, Lane, Plan
 from gnomon.guard.vault import Vault
 
+CHANGES = {"redact", "replace", "vault"}
 SLICE = 1 << 16
 """Characters looked at in one go, so that a huge text needs little memory."""
 
@@ -49,8 +50,7 @@ class Bound:
     entity: str = ""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one push did. hidden: spans of the text that were replaced; settled: text before it is decided."""
 
     text: str = ""
@@ -60,7 +60,7 @@ class Step:
     cut: int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Open:
     """A finding that later matches of its rule may still extend."""
 
@@ -82,7 +82,7 @@ class Session:
     message: str = ""
 
     def __post_init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder: codecs.IncrementalDecoder | None = None  # once bytes came
         self._text = ""  # from `_base` on
         self._base = 0
         self.length = 0  # characters of the text so far
@@ -108,19 +108,12 @@ class Session:
     @property
     def findings(self) -> list[Finding]:
         """In the order of the text. What is not decided yet is not in it."""
-        return sorted([*self._found, *(self._finding(n, o) for n, o in self._open.items())])
+        return sorted(self._found + [self._finding(n, o) for n, o in self._open.items()])
 
     @property
     def verdict(self) -> str:
         """ "pass" | "flag" | "redact" | "block" | "guard_error"."""
-        actions = {finding.action for finding in self.findings}
-        if any(finding.rule == "guard_error" and finding.action == "block" for finding in self.findings):
-            return "guard_error"
-        if "block" in actions:
-            return "block"
-        if actions & {"redact", "replace", "vault"}:
-            return "redact"
-        return "flag" if actions else "pass"
+        return verdict_of(self.findings)
 
     @property
     def held(self) -> int:
@@ -130,9 +123,7 @@ class Session:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self, piece: str | bytes) -> Step:
-        text = self._decoder.decode(piece) if isinstance(piece, bytes) else self._decoder.decode(b"", True) + piece
-        if not isinstance(piece, bytes):
-            self._decoder.reset()
+        text = self._decoded(piece)
         if self._finished:
             raise UsageError("This guard session is finished.", hint="Begin another: guard.session().")
         if self._blocked is not None or not text:
@@ -140,20 +131,41 @@ class Session:
         steps = [self._advance(text[at : at + SLICE]) for at in range(0, len(text), SLICE)]
         return steps[0] if len(steps) == 1 else joined(steps)
 
+    def whole(self, text: str | bytes) -> str:
+        """push and finish in one, for a session that has seen nothing yet."""
+        if isinstance(text, bytes) or len(text) > SLICE or self._interleave or self.length:
+            return self.push(text) + self.finish()
+        self._text, self.length = text, len(text)
+        for gate in self.gates:
+            gate.feed(text)
+        if self._stopped() is not None:
+            return self._block().text + self.finish()
+        return self.finish()
+
+    def _decoded(self, piece: str | bytes) -> str:
+        """A piece as text; bytes may end inside a character, which a following str ends."""
+        if isinstance(piece, bytes):
+            if self._decoder is None:
+                self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            return self._decoder.decode(piece)
+        if self._decoder is None:
+            return piece
+        rest, self._decoder = self._decoder.decode(b"", True), None
+        return rest + piece
+
     def close(self) -> Step:
         if self._finished:
             return Step(settled=self.released)
-        rest = self._decoder.decode(b"", True)
-        steps = [self._advance(rest)] if rest and self._blocked is None else []
+        rest = self._decoded("")
+        before = self._advance(rest) if rest and self._blocked is None else None
         self._finished = True
+        last = Step()
         if self._blocked is None:
             for gate in self.gates:
                 gate.finish()
-            if self._stopped() is not None:
-                steps.append(self._block())
-            else:
-                steps.append(self._release(self.length, self.length))
-        return joined([*steps, Step(settled=self.released, findings=self._close_findings(None))])
+            last = self._release(self.length, self.length) if self._stopped() is None else self._block()
+        last = last._replace(settled=self.released, findings=last.findings + self._close_findings(None))
+        return last if before is None else joined([before, last])
 
     def _advance(self, text: str) -> Step:
         if self._blocked is not None:
@@ -170,7 +182,8 @@ class Session:
         return self._release(frontier, settled)
 
     def _stopped(self) -> Hit | None:
-        return min((gate.stopped for gate in self.gates if gate.stopped is not None), default=None)
+        stops = [stop for gate in self.gates if (stop := gate.stopped) is not None]
+        return min(stops) if stops else None
 
     def _block(self) -> Step:
         """The text ends before the blocked part, and before anything that was still held."""
@@ -187,15 +200,21 @@ class Session:
 
     def _release(self, frontier: int, settled: int) -> Step:
         """Let out the text before `frontier`, with what was found in it replaced."""
+        runs: list[Hit] = []
         for gate in self.gates:
             self._waiting += gate.take()
-        self._waiting.sort()
+            runs += gate.runs
+        if not self._waiting and not runs:
+            text = ""
+            if frontier > self.released:
+                text, self.released = self._slice(self.released, frontier), frontier
+            self._trim()
+            return Step(text, self.released, (), self._close_findings(min(frontier, settled)))
         out: list[str] = []
         hidden: list[tuple[int, int]] = []
         later: list[Hit] = []
-        runs = [run for gate in self.gates for run in gate.runs]
-        for hit in sorted([*self._waiting, *runs], key=lambda hit: (hit.start, -hit.end, hit.number)):
-            growing = hit in runs
+        for hit in sorted(self._waiting + runs, key=_by_place):
+            growing = bool(runs) and hit in runs
             bound = self.rules[hit.number]
             if bound.action == "flag" or self.shadow:
                 if hit.start < settled and not growing:
@@ -234,7 +253,7 @@ class Session:
         return bound.replacement
 
     def _trim(self) -> None:
-        keep = min([self.released, *(hit.start for hit in self._waiting)])
+        keep = min([self.released, *(hit.start for hit in self._waiting)]) if self._waiting else self.released
         if (drop := keep - self._base) > 256 or drop == len(self._text):
             self._text = self._text[drop:]
             self._base = keep
@@ -258,12 +277,14 @@ class Session:
 
     def _close_findings(self, before: int | None) -> tuple[Finding, ...]:
         """Findings that nothing can extend any more (all, for None) -> those not told yet."""
-        for number, one in list(self._open.items()):
+        if not self._open and not self._fresh:
+            return ()
+        for number, one in [*self._open.items()]:
             if before is None or one.end <= before:
                 self._found.append(self._finding(number, self._open.pop(number)))
                 self._fresh.append(self._found[-1])
-        told, self._fresh = tuple(sorted(self._fresh)), []
-        return told
+        told, self._fresh = self._fresh, []
+        return tuple(sorted(told)) if told else ()
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
@@ -273,7 +294,7 @@ class Session:
             raise UsageError("A session with values in its vault cannot be saved.")
         return {
             "fingerprint": self.fingerprint,
-            "bytes": self._decoder.getstate()[0].hex(),
+            "bytes": "" if self._decoder is None else self._decoder.getstate()[0].hex(),
             "text": self._text,
             "base": self._base,
             "length": self.length,
@@ -289,7 +310,8 @@ class Session:
     def restore(self, saved: Mapping[str, Any]) -> None:
         if saved.get("fingerprint") != self.fingerprint:
             raise UsageError("This state was saved by a guard with other rules.", hint="Resume with the same policy.")
-        self._decoder.setstate((bytes.fromhex(saved["bytes"]), 0))
+        self._decoder = None
+        self._decoded(bytes.fromhex(saved["bytes"]))
         self._text, self._base = saved["text"], saved["base"]
         self.length, self.released = saved["length"], saved["released"]
         self._waiting = [Hit(*one) for one in saved["waiting"]]
@@ -299,6 +321,24 @@ class Session:
         self._finished = saved["finished"]
         for gate, one in zip(self.gates, saved["gates"], strict=True):
             gate.restore(one)
+
+
+def _by_place(hit: Hit) -> tuple[int, int, int]:
+    return hit.start, -hit.end, hit.number
+
+
+def verdict_of(findings: Iterable[Finding]) -> str:
+    """The gravest of what the findings did."""
+    actions = {"guard_error" if f.rule == "guard_error" and f.action == "block" else f.action for f in findings}
+    for verdict, meant in (
+        ("guard_error", {"guard_error"}),
+        ("block", {"block"}),
+        ("redact", CHANGES),
+        ("flag", actions),
+    ):
+        if actions & meant:
+            return verdict
+    return "pass"
 
 
 def joined(steps: Iterable[Step]) -> Step:
