@@ -16,7 +16,7 @@ from gnomon.merge import method
 from gnomon.merge.blocks import TensorView, tensor_reader
 from gnomon.merge.randomness import CounterRandomness
 from gnomon.merge.registry import methods
-from gnomon.merge.select import Cut, greatest
+from gnomon.merge.select import Cut, Scores, greatest
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_the_k_greatest_are_those_of_a_stable_sort_ties_included(
         values = (values * levels).round()
     keep = round(share * values.numel())
     view = view_of(values)
-    mask = kept(view, greatest(view, lambda b: [b.models_RC[0].abs()], [keep])[0])
+    mask = kept(view, greatest(view, Scores(lambda b: [b.models_RC[0].abs()]), [keep])[0])
     order = values.abs().reshape(-1).argsort(descending=True, stable=True)
     wanted = torch.zeros(values.numel(), dtype=torch.bool)
     wanted[order[:keep]] = True

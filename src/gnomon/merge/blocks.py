@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from gnomon.errors import MergeError
+from gnomon.kernels import merging
 from gnomon.merge.parallel import ordered_map
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from gnomon.merge.randomness import Randomness
 
 BLOCK_ELEMENTS = 1 << 18
-SUM_CHUNK = 1024
+HELD_BYTES = 16 << 20
+"""A tensor whose inputs take no more than this is read once and held while it is merged."""
+ARITHMETIC = 2
+"""Raised when what a merge computes changes by a bit: part of derived identities."""
+LANES = 16
 Reader = Callable[[int, int], "Tensor"]
 """reader(start, stop): elements start..stop of a tensor, flat in row-major order."""
 T = TypeVar("T")
@@ -32,17 +37,46 @@ T = TypeVar("T")
 
 @dataclass
 class Block:
-    """Rows of every input. models_RC: one [R, C] tensor per model; base_RC: likewise, None without a base.
+    """Rows of every input, as they are stored (flat), and as the arithmetic wants them.
 
-    start: flat index of the first element in the whole tensor.
+    start: flat index of the first element in the whole tensor. raw: one flat tensor per model; raw_base: the base's.
     """
 
     index: int
     start: int
-    models_RC: list[Tensor]
-    base_RC: Tensor | None
+    raw: list[Tensor]
+    raw_base: Tensor | None
     view: TensorView
+    _models: list[Tensor] | None = None
+    _base: Tensor | None = None
     _deltas: list[Tensor] | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether the native kernels may compute on the stored rows: same bits, without temporaries."""
+        inputs = self.raw if self.raw_base is None else [*self.raw, self.raw_base]
+        return self.view.dtype is torch.float32 and not self.view.random.whole and merging.takes(inputs)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.raw[0].numel() // max(1, self.view.columns), self.view.columns))
+
+    @property
+    def models_RC(self) -> list[Tensor]:
+        """One [R, C] tensor per model."""
+        if self._models is None:
+            self._models = [self._rows(flat) for flat in self.raw]
+        return self._models
+
+    @property
+    def base_RC(self) -> Tensor | None:
+        """The base's rows; None without a base."""
+        if self._base is None and self.raw_base is not None:
+            self._base = self._rows(self.raw_base)
+        return self._base
+
+    def _rows(self, flat: Tensor) -> Tensor:
+        return flat.to(self.view.dtype).reshape(-1, self.view.columns)
 
     @property
     def base(self) -> Tensor:
@@ -59,7 +93,7 @@ class Block:
 
     def per_column(self, values: Tensor) -> Tensor:
         """One value per column (everything but the first dimension) laid out as this block: [R, C]."""
-        places = torch.arange(self.start, self.start + self.models_RC[0].numel()) % len(values)
+        places = torch.arange(self.start, self.start + self.raw[0].numel()) % len(values)
         return values[places].reshape(self.models_RC[0].shape).to(self.models_RC[0].dtype)
 
     def vectors(self) -> list[Tensor]:
@@ -88,6 +122,8 @@ class TensorView:
     """All tensors of the merge that this one's method merges, itself included, in the plan's order."""
     once: Callable[[str, Callable[[], Any]], Any] | None = None
     """once(key, make): make() kept for the whole merge."""
+    out_dtype: torch.dtype = torch.float32
+    """What the result will be rounded to; a method may return its rows in it already."""
     _checked: set[int] = field(default_factory=set)
 
     @property
@@ -115,24 +151,29 @@ class TensorView:
         last = min(self.rows, first + self.rows_per_block)
         start, stop = first * self.columns, last * self.columns
         parts = [self._read(reader, start, stop) for reader in self.readers]
-        base_RC = self._read(self.base_reader, start, stop) if self.base_reader is not None else None
+        base = self._read(self.base_reader, start, stop) if self.base_reader is not None else None
         if index not in self._checked:
-            self._check([*parts, *([base_RC] if base_RC is not None else [])])
+            self._check([*parts, *([base] if base is not None else [])])
             self._checked.add(index)
-        return Block(index, start, parts, base_RC, self)
+        return Block(index, start, parts, base, self)
+
+    def hold(self) -> None:
+        """Read small inputs once, for methods that pass over them again and again."""
+        readers = [*self.readers, *([self.base_reader] if self.base_reader is not None else [])]
+        if self.numel * 4 * len(readers) <= HELD_BYTES:
+            self.readers = [tensor_reader(reader(0, self.numel)) for reader in self.readers]
+            if self.base_reader is not None:
+                self.base_reader = tensor_reader(self.base_reader(0, self.numel))
 
     def _read(self, reader: Reader, start: int, stop: int) -> Tensor:
         flat = reader(start, stop)
-        if self.cast is not None:
-            flat = flat.to(self.cast)
-        return flat.to(self.dtype).reshape(-1, self.columns)
+        return flat.to(self.cast) if self.cast is not None else flat
 
-    def _check(self, parts_RC: Sequence[Tensor]) -> None:
+    def _check(self, parts: Sequence[Tensor]) -> None:
         if self.allow_nonfinite:
             return
-        for place, part_RC in enumerate(parts_RC):
-            low, high = torch.aminmax(part_RC)
-            if not (math.isfinite(low) and math.isfinite(high)):
+        for place, part in enumerate(parts):
+            if not is_finite(part):
                 label = self.labels[place] if place < len(self.labels) else f"input {place + 1}"
                 raise MergeError(
                     f"Tensor `{self.name}` of {label} holds NaN or infinity.",
@@ -191,12 +232,33 @@ class ChainedView:
         return ordered_map(lambda index: function(self.block(index)), range(self.block_count()), self.threads)
 
 
+def is_finite(flat: Tensor) -> bool:
+    if merging.takes([flat]):
+        return merging.finite(flat)
+    low, high = torch.aminmax(flat)
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def total(value: Tensor) -> float:
     """The sum in float64, in an order fixed by the length alone (whatever the number of threads)."""
     flat = value.reshape(-1)
-    whole = flat.numel() // SUM_CHUNK * SUM_CHUNK
-    parts = flat[:whole].view(-1, SUM_CHUNK).sum(1, dtype=torch.float64)
-    return math.fsum(parts.tolist()) + float(flat[whole:].sum(dtype=torch.float64))
+    sums = merging.sums(flat) if flat.dtype is torch.float32 and merging.takes([flat]) else chunk_sums(flat)
+    return math.fsum(sums.tolist())
+
+
+def chunk_sums(flat: Tensor) -> Tensor:
+    """[chunks] float64: 16 lanes down each chunk's rows, then halves of them onto each other (csrc/merging.cpp)."""
+    chunks = -(-flat.numel() // merging.CHUNK)
+    padded = torch.zeros(chunks * merging.CHUNK, dtype=torch.float64)
+    padded[: flat.numel()] = flat
+    rows = padded.view(chunks, -1, LANES)
+    lanes = rows[:, 0].clone()
+    for row in range(1, rows.shape[1]):
+        lanes += rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
 
 
 def tensor_reader(tensor: Tensor) -> Reader:

@@ -14,7 +14,6 @@ from typing import Any
 
 from gnomon.errors import ConfigError, MergeError
 from gnomon.kernels import available_threads
-from gnomon.loading import open_reference
 from gnomon.merge.config import MergeOptions, is_merge_file, parse_config, read_documents
 from gnomon.merge.merged import Data, MergedCheckpoint
 from gnomon.merge.plan import Planner
@@ -207,7 +206,14 @@ def _open(reference: str, folder: Path, source: str, bare: bool = False) -> Chec
         place = near if near.exists() else Path(head)
         if place.is_dir() and is_bare(place):
             return BareCheckpoint(place)
-    return open_reference(f"{near}{plus}{adapters}" if near.exists() else reference)
+    place = Path(f"{near}{plus}{adapters}" if near.exists() else reference)
+    if "/" in str(place) and place.is_dir():  # before what only other kinds of references need is loaded
+        from gnomon.models.reference import open_path
+
+        return open_path(place)
+    from gnomon.loading import open_reference
+
+    return open_reference(str(place))
 
 
 @contextmanager

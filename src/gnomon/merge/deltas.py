@@ -1,39 +1,86 @@
-"""What the task-vector methods share: the parameters' sum with or without an elected sign (TIES, arXiv 2306.01708).
+"""What the task-vector methods share: thinned task vectors, summed with or without an elected sign (TIES, 2306.01708).
 
-A delta is model minus base. Legend: R rows of a block, C columns.
+A delta is model minus base. Native where it can be (csrc/merging.cpp), in torch with the same bits elsewhere.
+Legend: R rows of a block, C columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gnomon.kernels import merging
 from gnomon.merge.blocks import Block
+from gnomon.merge.select import Cut, Kept
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Random drops of one model's elements. bits: of each block, by its index, where the native kernels drew them."""
+
+    density: float
+    bits: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Trim:
+    """How one task vector is thinned: kept by `cut`, but not by `outliers`; dropped at random; times `scale`.
+
+    mask: [R, C], of this block, instead of a draw.
+    """
+
+    cut: Kept | None = None
+    outliers: Kept | None = None
+    drawn: Drawn | None = None
+    mask: Tensor | None = None
+    scale: float | None = None
+
+    def apply(self, block: Block, model: int) -> Tensor:
+        """The thinned task vector, [R, C]."""
+        delta_RC = block.deltas()[model]
+        if self.cut is not None:
+            magnitude_RC = delta_RC.abs().float()
+            mask_RC = self.cut.mask(magnitude_RC, block.start)
+            if self.outliers is not None:
+                mask_RC &= ~self.outliers.mask(magnitude_RC, block.start)
+            delta_RC = delta_RC * mask_RC
+        if self.drawn is not None:
+            random = block.view.random
+            delta_RC = delta_RC * random.keep(block.view.name, model, block.start, self.drawn.density, delta_RC.shape)
+        if self.mask is not None:
+            delta_RC = delta_RC * self.mask
+        return delta_RC if self.scale is None else delta_RC * self.scale
 
 
 def combine(
-    block: Block, deltas_RC: Sequence[Tensor], *, weight: Sequence[float], normalize: bool, scale: float, elect: bool
+    block: Block, trims: Sequence[Trim], *, weight: Sequence[float], normalize: bool, scale: float, elect: bool
 ) -> Tensor:
-    """base + scale * (weighted sum of deltas). elect: keep only what agrees with the sign of the sum (0 counts as +).
+    """base + scale * (weighted sum of thinned deltas). elect: keep only what agrees with the sign of the sum (0 is +).
 
     normalize: divide by the weights that took part (where they cancel, by 1).
     """
-    base_RC = block.base
     # a weight is rounded to the tensors' type first: under compat that is what mergekit multiplies by
-    shares = torch.tensor(list(weight), dtype=base_RC.dtype)
+    shares = torch.tensor(list(weight), dtype=block.view.dtype)
+    if not trims:
+        return block.base
+    if block.native and all(_is_native(trim) for trim in trims):
+        return _combined(block, trims, shares, normalize, scale, elect)
+    deltas_RC = [trim.apply(block, model) for model, trim in enumerate(trims)]
     weighted_RC = [delta_RC * share for delta_RC, share in zip(deltas_RC, shares, strict=True)]
-    if not weighted_RC:
-        return base_RC
     if elect:
         merged_RC, divisor = _elected(weighted_RC, shares, normalize)
     else:
         merged_RC, divisor = _sum(weighted_RC), shares.sum()
     if normalize:
-        divisor = torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
-        merged_RC = merged_RC / divisor
-    return base_RC + merged_RC * scale if scale != 1.0 else base_RC + merged_RC
+        merged_RC = merged_RC / _nonzero(divisor)
+    return block.base + merged_RC * scale if scale != 1.0 else block.base + merged_RC
+
+
+def _nonzero(divisor: Tensor) -> Tensor:
+    return torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
 
 
 def _sum(parts_RC: Sequence[Tensor]) -> Tensor:
@@ -54,3 +101,35 @@ def _elected(weighted_RC: Sequence[Tensor], shares: Tensor, normalize: bool) -> 
         if normalize:
             shares_RC.append(agrees.to(part_RC.dtype) * share)
     return _sum(kept_RC), _sum(shares_RC) if normalize else torch.ones((), dtype=weighted_RC[0].dtype)
+
+
+def _is_native(trim: Trim) -> bool:
+    cuts = all(cut is None or isinstance(cut, Cut) for cut in (trim.cut, trim.outliers))
+    return cuts and trim.mask is None and (trim.drawn is None or trim.drawn.bits is not None)
+
+
+def _combined(
+    block: Block, trims: Sequence[Trim], shares: Tensor, normalize: bool, scale: float, elect: bool
+) -> Tensor:
+    """All of it in one pass over the stored rows."""
+
+    def within(cut: Kept | None) -> tuple[float, int] | None:
+        return (cut.threshold, cut.last - block.start) if isinstance(cut, Cut) else None
+
+    parts = [
+        merging.Part(
+            raw,
+            share,
+            within(trim.cut),
+            within(trim.outliers),
+            trim.drawn.bits[block.index] if trim.drawn is not None and trim.drawn.bits is not None else None,
+            trim.scale,
+        )
+        for raw, trim, share in zip(block.raw, trims, shares.tolist(), strict=True)
+    ]
+    divisor = float(_nonzero(shares.sum())) if normalize else None
+    base, factor = block.raw_base, scale if scale != 1.0 else None
+    if base is None:
+        return block.base  # raises: there is none
+    out = merging.combine(base, parts, elect=elect, divisor=divisor, scale=factor, out_dtype=block.view.out_dtype)
+    return out.reshape(block.shape)

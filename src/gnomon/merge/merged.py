@@ -104,6 +104,9 @@ class MergedCheckpoint(Checkpoint):
             return
         view = self.view(planned)
         view.threads = threads if threads is not None else self.threads
+        view.out_dtype = dtype
+        if methods()[planned.method].measure is not None:
+            view.hold()
         random = view.random
         method = methods()[planned.method]
         if random.whole:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gnomon.errors import ConfigError, MergeError
+from gnomon.merge.blocks import ARITHMETIC
 from gnomon.merge.config import Input as ModelEntry
 from gnomon.merge.config import MergeOptions, Slice, SliceSource
 from gnomon.merge.layout import (
@@ -98,7 +99,7 @@ class MergePlan:
         used = {tensor.method for tensor in self.tensors if tensor.method}
         seed = self.seed if any(methods()[name].draw for name in used) else None
         versions = {name: methods()[name].version for name in sorted(used)}
-        facts = json.dumps([versions, self.compat, seed])
+        facts = json.dumps([ARITHMETIC, versions, self.compat, seed])
         return hashlib.sha256("\n".join([facts, *lines]).encode()).hexdigest()
 
 

@@ -34,10 +34,19 @@ class CounterRandomness:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
+    def key(self, name: str, model: int) -> tuple[int, int]:
+        """Philox's key for one model's draws of one tensor."""
+        digest = hashlib.sha256(f"{self.seed}\0{name}\0{model}".encode()).digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+
+    @staticmethod
+    def below(probability: float) -> int:
+        """A draw below this is a success."""
+        return min(2**32, max(0, round(probability * 2**32)))
+
     def words(self, name: str, model: int, start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
         """The 32-bit draws of elements start .. start + count."""
-        digest = hashlib.sha256(f"{self.seed}\0{name}\0{model}".encode()).digest()
-        key = np.frombuffer(digest[:16], "<u8").astype(np.uint64)
+        key = np.array(self.key(name, model), dtype=np.uint64)
         step, skip = divmod(start, WORDS_PER_STEP)
         raw = np.random.Philox(key=key, counter=step).random_raw((skip + count + 1) // 2)
         return raw.astype("<u8", copy=False).view("<u4")[skip : skip + count]
@@ -48,7 +57,7 @@ class CounterRandomness:
             # u = (word + 0.5) / 2**32 in float64: exact, and strictly inside (0, 1)
             uniform = (torch.from_numpy(words.astype(np.float64)) + 0.5) * 2.0**-32
             return (uniform < probability.reshape(-1).double()).reshape(shape)
-        below = np.less(words, np.uint64(min(2**32, max(0, round(probability * 2**32)))))
+        below = np.less(words, np.uint64(self.below(probability)))
         return torch.from_numpy(below).reshape(shape)
 
 

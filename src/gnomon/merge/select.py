@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gnomon.kernels import merging
 from gnomon.merge.blocks import Block, ChainedView, TensorView
 
-SAMPLE = 1 << 16
-Scores = Callable[[Block], Sequence[Tensor]]
+SAMPLE = 1 << 12
+Bracket = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,67 @@ EVERYTHING = Cut(-math.inf, 1 << 62)
 NOTHING = Cut(math.inf, -1)
 
 
+class Scores:
+    """What elements are ranked by: function(block) gives one tensor of scores per selection, float32."""
+
+    def __init__(self, function: Callable[[Block], Sequence[Tensor]]) -> None:
+        self.of = function
+
+    def sample(self, block: Block, stride: int) -> list[Tensor]:
+        """Every stride-th score of each selection."""
+        return [scores.reshape(-1)[::stride] for scores in self.of(block)]
+
+    def count(self, block: Block, brackets: Sequence[Bracket]) -> list[Counted]:
+        return [_count(scores, *bracket) for scores, bracket in zip(self.of(block), brackets, strict=True)]
+
+    def equal(self, block: Block, which: int, score: float) -> int:
+        """How many scores of one selection are equal to this."""
+        return int((self.of(block)[which] == score).sum())
+
+    def place(self, block: Block, which: int, score: float, nth: int) -> int:
+        """The place in the block of the nth (from 1) of those."""
+        return int((self.of(block)[which].reshape(-1) == score).nonzero()[nth - 1])
+
+
+class Magnitudes(Scores):
+    """The task vectors' magnitudes, each for as many selections as `times` says; native where it can be."""
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__(lambda block: [m for delta in block.deltas() for m in [delta.abs().float()] * times])
+        self.times = times
+
+    def sample(self, block: Block, stride: int) -> list[Tensor]:
+        if block.raw_base is None or not block.native:
+            return super().sample(block, stride)
+        found = [merging.sample(block.raw_base, model, stride) for model in block.raw]
+        return [sample for sample in found for _ in range(self.times)]
+
+    def count(self, block: Block, brackets: Sequence[Bracket]) -> list[Counted]:
+        if block.raw_base is None or not block.native:
+            return super().count(block, brackets)
+        models = [model for model in block.raw for _ in range(self.times)]
+        rows = [merging.count(block.raw_base, m, *bracket) for m, bracket in zip(models, brackets, strict=True)]
+        return [Counted(above, low - len(inside), low, low + at_low, inside) for above, low, at_low, inside in rows]
+
+    def equal(self, block: Block, which: int, score: float) -> int:
+        if block.raw_base is None or not block.native:
+            return super().equal(block, which, score)
+        return -merging.equal(block.raw_base, block.raw[which // self.times], score, 0)
+
+    def place(self, block: Block, which: int, score: float, nth: int) -> int:
+        if block.raw_base is None or not block.native:
+            return super().place(block, which, score, nth)
+        return merging.equal(block.raw_base, block.raw[which // self.times], score, nth)
+
+
 def greatest(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> Sequence[Kept]:
-    """For each score (scores(block) gives one tensor per entry of keeps), the cut that keeps that many elements."""
+    """For each selection of `scores` (one per entry of keeps), the cut that keeps that many elements."""
     return _sorted(view, scores, keeps) if view.random.whole else cuts_of(view, scores, keeps)
 
 
 def _sorted(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Kept]:
     """Under compat: sort whole tensors as torch does, so that equal scores fall as they do there."""
-    parts = view.map(lambda block: [s.reshape(-1) for s in scores(block)])
+    parts = view.map(lambda block: [s.reshape(-1) for s in scores.of(block)])
     listed: list[Kept] = []
     for column, keep in zip(zip(*parts, strict=True), keeps, strict=True):
         kept = torch.zeros(view.numel, dtype=torch.bool)
@@ -82,7 +136,7 @@ def cuts_of(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]
     margin = 4.0
     while None in cuts:
         brackets = _brackets(view, scores, keeps, margin)
-        counted = view.map(lambda block: [_count(s, *b) for s, b in zip(scores(block), brackets, strict=True)])  # noqa: B023
+        counted = view.map(lambda block: scores.count(block, brackets))  # noqa: B023
         for which, keep in enumerate(keeps):
             if cuts[which] is None:
                 cuts[which] = _cut(view, scores, which, keep, brackets[which], [row[which] for row in counted])
@@ -90,12 +144,10 @@ def cuts_of(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]
     return [cut for cut in cuts if cut is not None]
 
 
-def _brackets(
-    view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int], margin: float
-) -> list[tuple[float, float]]:
+def _brackets(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int], margin: float) -> list[Bracket]:
     """(low, high) around each threshold, from a strided sample."""
     stride = max(1, view.numel // SAMPLE) | 1  # odd, so that it does not fall on the same columns again and again
-    rows = view.map(lambda block: [s.reshape(-1)[::stride] for s in scores(block)])
+    rows = view.map(lambda block: scores.sample(block, stride))
     brackets = []
     for column, keep in zip(zip(*rows, strict=True), keeps, strict=True):
         sample = torch.cat(column).sort(descending=True).values
@@ -110,7 +162,7 @@ def _brackets(
 
 
 @dataclass(frozen=True)
-class _Counted:
+class Counted:
     """One block's counts against a bracket, and the scores strictly inside it."""
 
     above: int
@@ -120,12 +172,12 @@ class _Counted:
     inside: Tensor
 
 
-def _count(scores_RC: Tensor, low: float, high: float) -> _Counted:
+def _count(scores_RC: Tensor, low: float, high: float) -> Counted:
     over, over_low = scores_RC > high, scores_RC > low
     inside = scores_RC[over_low & (scores_RC < high)]
     above, above_low = int(over.sum()), int(over_low.sum())
     at_low = int((scores_RC == low).sum())
-    return _Counted(above, above_low - len(inside), above_low, above_low + at_low, inside)
+    return Counted(above, above_low - len(inside), above_low, above_low + at_low, inside)
 
 
 def _cut(
@@ -133,8 +185,8 @@ def _cut(
     scores: Scores,
     which: int,
     keep: int,
-    bracket: tuple[float, float],
-    counted: list[_Counted],
+    bracket: Bracket,
+    counted: list[Counted],
 ) -> Cut | None:
     """The exact cut, or None when the threshold lies outside the bracket."""
     low, high = bracket
@@ -156,10 +208,9 @@ def _cut(
 
 def _last_kept(view: TensorView | ChainedView, scores: Scores, which: int, threshold: float, quota: int) -> int:
     """Flat index of the quota-th element equal to the threshold."""
-    for index in range(view.block_count()):
-        block = view.block(index)
-        places = (scores(block)[which].reshape(-1) == threshold).nonzero().reshape(-1)
-        if len(places) >= quota:
-            return block.start + int(places[quota - 1])
-        quota -= len(places)
+    for index, here in enumerate(view.map(lambda block: scores.equal(block, which, threshold))):
+        if here >= quota:
+            block = view.block(index)
+            return block.start + scores.place(block, which, threshold, quota)
+        quota -= here
     return view.numel

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gnomon.merge.blocks import Block, TensorView
+from gnomon.kernels import merging
+from gnomon.merge.blocks import Block, TensorView, total
+
+Vectors = Literal["models", "deltas", "ends"]
+"""Of which vectors: the models, their task vectors, or the base followed by the models."""
 
 
-def gram(view: TensorView, vectors: Callable[[Block], Sequence[Tensor]]) -> Tensor:
-    """[n, n] float64: inner products over the whole tensor of each pair of vectors(block)."""
+def gram(view: TensorView, vectors: Vectors) -> Tensor:
+    """[n, n] float64: inner products over the whole tensor of each pair."""
 
-    def products(block: Block) -> list[Tensor]:
-        parts = vectors(block)
-        return [parts[i] * parts[j] for i in range(len(parts)) for j in range(i, len(parts))]
+    def products(block: Block) -> list[float]:
+        if block.native:
+            base = block.raw_base if vectors == "deltas" else None
+            first = [block.raw_base] if vectors == "ends" and block.raw_base is not None else []
+            chunks = merging.gram(base, [*first, *block.raw])
+            return [math.fsum(row) for row in chunks.tolist()]
+        parts = block.deltas() if vectors == "deltas" else block.models_RC
+        parts = [block.base, *parts] if vectors == "ends" else parts
+        return [total(parts[i] * parts[j]) for i in range(len(parts)) for j in range(i, len(parts))]
 
-    sums = view.sums(products) if view.numel else []
+    rows = view.map(products)
+    sums = [math.fsum(column) for column in zip(*rows, strict=True)]
     count = math.isqrt(2 * len(sums)) if sums else len(view.readers)
     table = torch.zeros(count, count, dtype=torch.float64)
     places = [(i, j) for i in range(count) for j in range(i, count)]

@@ -85,14 +85,14 @@ class DirectoryCheckpoint(Checkpoint):
         size = torch.empty(0, dtype=dtype).element_size()
 
         def read(start: int, stop: int) -> Tensor:
-            data = bytearray((stop - start) * size)
-            view, place = memoryview(data), stored.begin + start * size
+            found = torch.empty(stop - start, dtype=dtype)
+            view, place = memoryview(found.view(torch.uint8).numpy().data), stored.begin + start * size
             while len(view):
                 count = os.preadv(self._handle(stored.file), [view], place)  # opened again after a close
                 if count == 0:
                     raise CheckpointError(f"{stored.file} became shorter while it was read.")
                 view, place = view[count:], place + count
-            return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return found
 
         return read
 

@@ -7,9 +7,9 @@ import math
 from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
-from gnomon.merge.deltas import combine
+from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Kept, greatest
+from gnomon.merge.select import Kept, Magnitudes, greatest
 from gnomon.merge.shares import check_density, check_share
 
 Band = tuple[Kept, Kept]
@@ -31,24 +31,13 @@ def counts(density: float, gamma: float, count: int) -> tuple[int, int]:
 def measure(view: TensorView, *, density: list[float], gamma: list[float]) -> list[Band]:
     """For each model, the band of magnitudes that stays."""
     pairs = [counts(share, top, view.numel) for share, top in zip(density, gamma, strict=True)]
-
-    def scores(block: Block) -> list[Tensor]:
-        return [magnitude for delta_RC in block.deltas() for magnitude in [delta_RC.abs().float()] * 2]
-
-    cuts = greatest(view, scores, [keep for pair in pairs for keep in pair])
+    cuts = greatest(view, Magnitudes(times=2), [keep for pair in pairs for keep in pair])
     return list(zip(cuts[::2], cuts[1::2], strict=True))
 
 
-def trimmed(block: Block, bands: list[Band], density: list[float]) -> list[Tensor]:
-    parts_RC = []
-    for delta_RC, (inner, outliers), share in zip(block.deltas(), bands, density, strict=True):
-        if share >= 1:
-            parts_RC.append(delta_RC)
-            continue
-        magnitude_RC = delta_RC.abs().float()
-        mask_RC = inner.mask(magnitude_RC, block.start) & ~outliers.mask(magnitude_RC, block.start)
-        parts_RC.append(delta_RC * mask_RC)
-    return parts_RC
+def trimmed(bands: list[Band], density: list[float]) -> list[Trim]:
+    pairs = zip(bands, density, strict=True)
+    return [Trim() if share >= 1 else Trim(inner, outliers) for (inner, outliers), share in pairs]
 
 
 @merge_method("breadcrumbs", measure=measure, check=check, sources=(0, None), scratch=10, reference="arXiv 2312.06795")
@@ -63,8 +52,8 @@ def breadcrumbs(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop outliers and small elements of each task vector, then the weighted sum."""
-    parts_RC = trimmed(block, measured, list(density))
-    return combine(block, parts_RC, weight=weight, normalize=normalize, scale=lambda_, elect=False)
+    trims = trimmed(measured, list(density))
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=False)
 
 
 @merge_method(
@@ -82,5 +71,5 @@ def breadcrumbs_ties(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Breadcrumbs' trim, then TIES' sign election."""
-    parts_RC = trimmed(block, measured, list(density))
-    return combine(block, parts_RC, weight=weight, normalize=normalize, scale=lambda_, elect=True)
+    trims = trimmed(measured, list(density))
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.merge.blocks import Block, TensorView
-from gnomon.merge.deltas import combine
+from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.randomness import TorchRandomness
 from gnomon.merge.registry import PerModel, each, merge_method
 from gnomon.merge.shares import l1_scale
@@ -42,13 +42,16 @@ def draw(view: TensorView, *, density: list[float], epsilon: list[float]) -> Non
                 view.random.draw(view.name, model, chance.movedim(-1, 1) if len(view.shape) > 2 else chance)
 
 
+def mask(block: Block, model: int, density: float, epsilon: float) -> Tensor:
+    """[R, C] bool: what the draw keeps."""
+    delta_RC, random = block.deltas()[model], block.view.random
+    chance: float | Tensor = 0.0 if random.whole else keep_probability(delta_RC, density, epsilon)
+    return random.keep(block.view.name, model, block.start, chance, delta_RC.shape)
+
+
 def kept(block: Block, model: int, density: float, epsilon: float) -> Tensor:
     delta_RC = block.deltas()[model]
-    if density >= 1:
-        return delta_RC
-    random = block.view.random
-    chance: float | Tensor = 0.0 if random.whole else keep_probability(delta_RC, density, epsilon)
-    return delta_RC * random.keep(block.view.name, model, block.start, chance, delta_RC.shape)
+    return delta_RC if density >= 1 else delta_RC * mask(block, model, density, epsilon)
 
 
 def measure(view: TensorView, *, density: list[float], epsilon: list[float], rescale: bool) -> list[float]:
@@ -65,9 +68,9 @@ def measure(view: TensorView, *, density: list[float], epsilon: list[float], res
     return [l1_scale(before, after, view.dtype) for before, after in zip(sums, sums[len(density) :], strict=False)]
 
 
-def dropped(block: Block, scales: list[float], density: list[float], epsilon: list[float]) -> list[Tensor]:
+def dropped(block: Block, scales: list[float], density: list[float], epsilon: list[float]) -> list[Trim]:
     return [
-        kept(block, model, share, spread) * scale if share < 1 else block.deltas()[model]
+        Trim(mask=mask(block, model, share, spread), scale=scale) if share < 1 else Trim()
         for model, (share, spread, scale) in enumerate(zip(density, epsilon, scales, strict=True))
     ]
 
@@ -88,8 +91,8 @@ def della(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Random drop by magnitude rank, then TIES' sign election."""
-    parts_RC = dropped(block, measured, list(density), list(epsilon))
-    return combine(block, parts_RC, weight=weight, normalize=normalize, scale=lambda_, elect=True)
+    trims = dropped(block, measured, list(density), list(epsilon))
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=True)
 
 
 @merge_method(
@@ -107,5 +110,5 @@ def della_linear(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Random drop by magnitude rank, then the weighted sum."""
-    parts_RC = dropped(block, measured, list(density), list(epsilon))
-    return combine(block, parts_RC, weight=weight, normalize=normalize, scale=lambda_, elect=False)
+    trims = dropped(block, measured, list(density), list(epsilon))
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=False)

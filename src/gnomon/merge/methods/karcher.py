@@ -14,7 +14,7 @@ TINY = 1e-12
 
 def measure(view: TensorView, *, max_iter: int, tol: float) -> list[float]:
     """Coefficients of the mean in the models' span, from their Gram matrix."""
-    products = gram(view, lambda block: block.models_RC)
+    products = gram(view, "models")
     norms = products.diagonal().sqrt()
     alive = norms > TINY
     if not bool(alive.any()):

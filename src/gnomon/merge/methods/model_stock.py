@@ -34,7 +34,7 @@ def measure(view: TensorView, *, filter_wise: bool) -> float | None:
     """t for the whole tensor; None where each row finds its own."""
     if filter_wise and len(view.shape) > 1:
         return None
-    products = gram(view, Block.deltas)
+    products = gram(view, "deltas")
     if view.dtype in (torch.float32, torch.float64):
         return float(interpolation(mean_cosine(products), len(view.readers)))
     # compat in half types: every step is rounded, as mergekit does

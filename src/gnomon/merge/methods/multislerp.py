@@ -15,7 +15,7 @@ def measure(view: TensorView, *, weight: list[float], normalize_weights: bool, e
     """One coefficient per vector: the result lies in their span, so everything follows from their Gram matrix."""
     if len(weight) == 1:
         return [1.0]
-    products = gram(view, Block.vectors)
+    products = gram(view, "models" if view.base_reader is None else "deltas")
     share = torch.tensor(weight, dtype=torch.float64)
     if normalize_weights:
         share = share / share.sum()

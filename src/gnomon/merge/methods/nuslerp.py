@@ -27,7 +27,7 @@ def measure(
     nuslerp_row_wise: vectors run along the first dimension (one per column), as in mergekit; else along the last.
     """
     if nuslerp_flatten or len(view.shape) < 2:
-        products = gram(view, Block.vectors)
+        products = gram(view, "models" if view.base_reader is None else "deltas")
         first, second, dot = products[0, 0], products[1, 1], products[0, 1]
     elif not nuslerp_row_wise:
         return None

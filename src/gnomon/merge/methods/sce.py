@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.registry import merge_method
-from gnomon.merge.select import EVERYTHING, Kept, greatest
+from gnomon.merge.select import EVERYTHING, Kept, Scores, greatest
 from gnomon.merge.shares import check_share
 
 
@@ -43,7 +43,7 @@ def measure(view: TensorView, *, select_topk: float) -> Measured:
     cut: Kept = EVERYTHING
     if select_topk < 1:
         varying = sum(view.map(lambda block: int(torch.count_nonzero(variance(block)))))
-        cut = greatest(view, lambda block: [variance(block)], [math.floor(select_topk * varying)])[0]
+        cut = greatest(view, Scores(lambda block: [variance(block)]), [math.floor(select_topk * varying)])[0]
     sums = view.sums(lambda block: [delta_RC.square() for delta_RC in selected(block, cut)])
     energy = math.fsum(sums)
     return Measured(cut, [value / energy for value in sums] if energy > 0 else [1 / len(sums)] * len(sums))

@@ -15,7 +15,7 @@ TINY = 1e-8
 
 def measure(view: TensorView, *, t: float) -> tuple[float, float]:
     """The two coefficients, for the un-normalised tensors."""
-    products = gram(view, lambda block: [block.base, block.models_RC[0]])
+    products = gram(view, "ends")
     norms = products.diagonal().sqrt()
     norms = torch.where(norms > TINY, norms, torch.ones_like(norms))
     first, second = slerp_coefficients(products[0, 1] / (norms[0] * norms[1]), t, NEARLY_PARALLEL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gnomon.merge.blocks import Block
-from gnomon.merge.deltas import combine
+from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.registry import PerModel, merge_method
 
 
@@ -14,4 +14,5 @@ def task_arithmetic(
     block: Block, measured: None, *, weight: PerModel[float], normalize: bool = False, lambda_: float = 1.0
 ) -> Tensor:
     """Base plus the weighted sum of task vectors; a negative weight takes a task away."""
-    return combine(block, block.deltas(), weight=weight, normalize=normalize, scale=lambda_, elect=False)
+    trims = [Trim()] * len(block.raw)
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=False)

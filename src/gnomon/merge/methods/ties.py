@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.merge.blocks import Block, ChainedView, TensorView
-from gnomon.merge.deltas import combine
+from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Kept, greatest
+from gnomon.merge.select import Kept, Magnitudes, greatest
 from gnomon.merge.shares import check_density
 
 
@@ -36,13 +36,13 @@ def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Seque
         cuts = view.once(f"ties {density}", lambda: model_cuts(chain, density))
         return [cut.shifted(chain.start_of(view.name)) for cut in cuts]
     keeps = [trim_count(share, view.numel) for share in density]
-    return greatest(view, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
+    return greatest(view, Magnitudes(), keeps)
 
 
 def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Kept]:
     """The paper's trim: the greatest magnitudes of a model's whole task vector."""
     keeps = [trim_count(share, chain.numel) for share in density]
-    return greatest(chain, lambda block: [delta_RC.abs().float() for delta_RC in block.deltas()], keeps)
+    return greatest(chain, Magnitudes(), keeps)
 
 
 @merge_method("ties", measure=measure, check=check, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
@@ -58,8 +58,5 @@ def ties(
     lambda_: float = 1.0,
 ) -> Tensor:
     """Trim by magnitude, elect signs, average what agrees."""
-    trimmed_RC = [
-        delta_RC if share >= 1 else delta_RC * cut.mask(delta_RC.abs().float(), block.start)
-        for delta_RC, cut, share in zip(block.deltas(), measured, density, strict=True)
-    ]
-    return combine(block, trimmed_RC, weight=weight, normalize=normalize, scale=lambda_, elect=True)
+    trims = [Trim(cut if share < 1 else None) for cut, share in zip(measured, density, strict=True)]
+    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=True)
