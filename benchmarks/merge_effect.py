@@ -1,8 +1,8 @@
 """What merging does to real models: SmolLM2-135M-Instruct tuned briefly on three small tasks, then merged.
 
     python benchmarks/merge_effect.py train     three fine-tunes, kept in the cache (resumable)
-    python benchmarks/merge_effect.py sweep     every merge's losses -> results/merge_effect.json (resumable)
-    python benchmarks/merge_effect.py plot      the curves -> results/merge_effect.svg
+    python benchmarks/merge_effect.py sweep     every merge's losses, kept in the cache (resumable)
+    python benchmarks/merge_effect.py plot      them -> results/merge_effect.json and .svg
 
 Tasks: grade-school mathematics (GSM8K), Python functions (MBPP), a bank's customer questions (BANKING77). Loss: mean
 negative log-likelihood of the answers' tokens, in nats, on examples that no training saw; means over examples are
@@ -34,6 +34,7 @@ from gnomon.models.reference import open_checkpoint
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("GNOMON_DATA", ROOT / "../shared/data"))
 WORK = cache_dir() / "bench" / "merge-effect"
+POINTS = WORK / "points.json"
 RESULT = ROOT / "benchmarks" / "results" / "merge_effect.json"
 BASE = "smollm2-135m-instruct"
 TASKS = ("math", "code", "intent")
@@ -188,7 +189,7 @@ def sweep(seconds: str = "1e9") -> None:
     base = base_folder()
     tokenizer = open_checkpoint(str(base)).tokenizer().backend
     module = open_module(base).eval()
-    points: list[dict[str, Any]] = json.loads(RESULT.read_text())["points"] if RESULT.exists() else []
+    points: list[dict[str, Any]] = json.loads(POINTS.read_text())["points"] if POINTS.exists() else []
     known = {(point["method"], point["value"]) for point in points}
     singles = [("base", 0.0, "base"), *((f"tuned on {task}", 0.0, task) for task in TASKS)]
 
@@ -221,8 +222,7 @@ def put(points: list[dict[str, Any]]) -> None:
         "model": BASE, "steps": STEPS, "batch": BATCH, "rate": RATE, "longest": LONGEST, "held_out": HELD_OUT,
         "torch": version("torch"), "transformers": version("transformers"),
     }  # fmt: skip
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"about": about, "points": points}, indent=1) + "\n")
+    POINTS.write_text(json.dumps({"about": about, "points": points}, indent=1) + "\n")
 
 
 def plot() -> None:
@@ -231,6 +231,7 @@ def plot() -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    RESULT.write_text(POINTS.read_text())
     points = json.loads(RESULT.read_text())["points"]
     figure, axes = pyplot.subplots(1, len(TASKS) + 1, figsize=(15, 3.6), layout="constrained")
     single = {point["method"]: point for point in points}
