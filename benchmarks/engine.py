@@ -35,7 +35,7 @@ from gnomon.models.reference import open_checkpoint
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "results" / "engine.json"
 MODEL = "smollm2-135m-instruct"
-DECODED, PREFILLED = 32, 1000
+DECODED, TOGETHER, PREFILLED = 64, 32, 1000
 PROMPT = list(range(100, 116))
 LONG = [(7919 * place) % 40_000 + 100 for place in range(PREFILLED)]
 WEIGHT_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 143e6}
@@ -242,19 +242,19 @@ def concurrent() -> dict[str, Any]:
     models = {profile: ours(profile, threads) for profile in ("bf16", "int8", "gguf")}
     for profile, model in models.items():
         runs[f"gnomon {profile}"] = lambda m=model: rate(
-            count * DECODED, lambda: m.generate(prompts, max_tokens=DECODED, ignore_eos=True)
+            count * TOGETHER, lambda: m.generate(prompts, max_tokens=TOGETHER, ignore_eos=True)
         )
     module = theirs()["bf16"]
-    runs["transformers bf16"] = lambda: rate(count * DECODED, lambda: generated(module, prompts, DECODED))
+    runs["transformers bf16"] = lambda: rate(count * TOGETHER, lambda: generated(module, prompts, TOGETHER))
     with llama_cpp(threads) as peer:
         if peer is not None:
-            runs["llama.cpp Q4_1"] = lambda: peer.rate(decode=DECODED, prompts=prompts)
+            runs["llama.cpp Q4_1"] = lambda: peer.rate(decode=TOGETHER, prompts=prompts)
         rates = in_turn(runs)
     for model in models.values():
         model.close()
     pairs = {"gguf: gnomon / llama.cpp, batched": ("gnomon gguf", "llama.cpp Q4_1")}
     pairs |= {f"{p}: gnomon / transformers bf16": (f"gnomon {p}", "transformers bf16") for p in models}
-    return {"work": f"{count} sequences of {DECODED} tokens, {threads} threads; tokens/s", **report(rates, pairs)}
+    return {"work": f"{count} sequences of {TOGETHER} tokens, {threads} threads; tokens/s", **report(rates, pairs)}
 
 
 def prefix() -> dict[str, Any]:

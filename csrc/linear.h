@@ -6,7 +6,7 @@
 
 namespace gnomon {
 
-constexpr int64_t COLUMNS = 64;  // outputs of one task: the same whatever the number of threads
+constexpr int64_t COLUMNS = 64;  // outputs of one task where there are many rows
 
 // One [N, K] weight. kind: 0 float32 rows, 1 bfloat16 rows, else a quantised kind's panels. Python's ctypes mirrors this.
 struct Weight {
@@ -15,7 +15,7 @@ struct Weight {
   int64_t n, k, kind;
 };
 
-constexpr int64_t LEAD = 8192;  // bytes asked for beyond the next tile: what memory delivers during its latency
+constexpr int64_t LEAD = 8192;  // bytes asked for ahead: what memory delivers during its latency
 
 // Asks for the cache lines of a later read; the processor's own prefetchers see only short streams in rows of a weight.
 template <int64_t BYTES>
@@ -57,9 +57,9 @@ inline void tile(const float* x, const W* w, const float* bias, float* y, int64_
 }
 
 #if defined(__AVX512F__)
-constexpr int ROWS = 6, WIDE = 4, ALONE = 8;
+constexpr int ROWS = 6, WIDE = 4, FEW = 4;
 #else
-constexpr int ROWS = 2, WIDE = 4, ALONE = 4;
+constexpr int ROWS = 2, WIDE = 4, FEW = 2;
 #endif
 
 template <int R, int C, bool AHEAD, typename W>
@@ -70,22 +70,62 @@ inline void strip(const float* x, const W* w, const float* bias, float* y, int64
   for (; n < last; ++n) tile<R, 1>(x, w + n * K, bias ? bias + n : nullptr, y + n, K, ldy);
 }
 
+// A strip of few rows, bound by memory: column after column, so that the weight is read as the one stream it is.
+template <int R, typename W>
+inline void stream(const float* x, const W* w, const float* bias, float* y, int64_t K, int64_t ldy, int64_t first,
+                   int64_t last) {
+  constexpr int LINE = 64 / (16 * int(sizeof(W)));             // groups of sixteen in a cache line
+  constexpr int64_t SOON = sizeof(W) == 4 ? 2048 : LEAD;  // found by trial
+  int64_t n = first;
+  for (; n + 4 <= last; n += 4) {
+    Lanes sums[R][4];
+    for (int c = 0; c < 4; ++c) {
+      const W* column = w + (n + c) * K;
+      Lanes own[R];
+      for (int r = 0; r < R; ++r) own[r] = Lanes::zero();
+      int64_t k = 0;
+      for (; k + 16 * LINE <= K; k += 16 * LINE) {
+        ask_for<64>(reinterpret_cast<const char*>(column + k) + SOON);
+        for (int64_t j = k; j < k + 16 * LINE; j += 16) {
+          Lanes weight = Lanes::load(column + j);
+          for (int r = 0; r < R; ++r) own[r] = fma(weight, Lanes::load(x + r * K + j), own[r]);
+        }
+      }
+      for (; k < K; k += 16) {
+        int64_t count = K - k < 16 ? K - k : 16;
+        Lanes weight = load_tail(column + k, count);
+        for (int r = 0; r < R; ++r) own[r] = fma(weight, load_tail(x + r * K + k, count), own[r]);
+      }
+      for (int r = 0; r < R; ++r) sums[r][c] = own[r];
+    }
+    for (int r = 0; r < R; ++r) {
+      float* to = y + r * ldy + n;
+      tree4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], to);
+      for (int c = 0; bias && c < 4; ++c) to[c] = to[c] + bias[n + c];
+    }
+  }
+  for (; n < last; ++n) tile<R, 1>(x, w + n * K, bias ? bias + n : nullptr, y + n, K, ldy);
+}
+
+// Up to R rows by the columns first..last: of few rows a stream, else tiles.
+template <int R, bool AHEAD, typename W>
+inline void rows_by_columns(int64_t rows, const float* x, const W* w, const float* bias, float* y, int64_t K,
+                            int64_t ldy, int64_t first, int64_t last) {
+  if constexpr (R > 1) {
+    if (rows < R) return rows_by_columns<R - 1, AHEAD>(rows, x, w, bias, y, K, ldy, first, last);
+  }
+  if constexpr (AHEAD && R <= FEW) stream<R>(x, w, bias, y, K, ldy, first, last);
+  else strip<R, WIDE, AHEAD>(x, w, bias, y, K, ldy, first, last);
+}
+
 template <typename W>
 void dense_linear(Pool& pool, const float* x, const W* w, const float* bias, float* y, int64_t ldy, int64_t M, int64_t K,
                   int64_t N) {
-  pool.run((N + COLUMNS - 1) / COLUMNS, [=](int64_t task) {
-    int64_t first = task * COLUMNS, last = first + COLUMNS < N ? first + COLUMNS : N, m = 0;
-    auto rows = [&](auto strip_some, int64_t count) {
-      strip_some(x + m * K, w, bias, y + m * ldy, K, ldy, first, last);
-      m += count;
-    };
+  for_ranges(pool, M <= FEW, N, COLUMNS, [=](int64_t first, int64_t last) {
     // The first strip reads the weights from memory, the others from the cache.
-    if (M >= ROWS) rows(strip<ROWS, WIDE, true, W>, ROWS);
-    else if (M >= 2) rows(strip<2, WIDE, true, W>, 2);
-    else rows(strip<1, ALONE, true, W>, 1);
-    while (m + ROWS <= M) rows(strip<ROWS, WIDE, false, W>, ROWS);
-    while (m + 2 <= M) rows(strip<2, WIDE, false, W>, 2);
-    while (m < M) rows(strip<1, ALONE, false, W>, 1);
+    rows_by_columns<ROWS, true>(M, x, w, bias, y, K, ldy, first, last);
+    for (int64_t m = ROWS; m < M; m += ROWS)
+      rows_by_columns<ROWS, false>(M - m, x + m * K, w, bias, y + m * ldy, K, ldy, first, last);
   });
 }
 

@@ -118,4 +118,15 @@ class Pool {
   bool closing_ = false;
 };
 
+// f(first, last) over 0..count in tasks of `size`; or, where memory is what is waited for, one stretch for each thread,
+// so that each reads a stream of its own. Tasks begin at multiples of sixteen.
+template <typename F>
+void for_ranges(Pool& pool, bool stretches, int64_t count, int64_t size, F&& f) {
+  if (stretches) size = ((count + pool.threads() - 1) / pool.threads() + 15) / 16 * 16;
+  pool.run((count + size - 1) / size, [&](int64_t task) {
+    int64_t first = task * size;
+    f(first, first + size < count ? first + size : count);
+  });
+}
+
 }  // namespace gnomon

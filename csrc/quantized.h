@@ -158,14 +158,14 @@ void quantize_rows(Pool& pool, const float* x, int64_t M, int64_t K, Activations
 template <typename T>
 void quantized_linear(Pool& pool, const Activations& a, const uint8_t* data, const float* bias, float* y, int64_t ldy,
                       int64_t M, int64_t N) {
-  const int64_t PANELS = 4, panels = (N + 15) / 16;
-  pool.run((panels + PANELS - 1) / PANELS, [&](int64_t task) {
-    for (int64_t p = task * PANELS; p < panels && p < (task + 1) * PANELS; ++p) {
-      const uint8_t* panel = data + p * a.records * T::RECORD;
-      int64_t n = p * 16, count = N - n < 16 ? N - n : 16, m = 0;
+  for_ranges(pool, M <= 8, N, 64, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n += 16) {
+      const uint8_t* panel = data + n / 16 * a.records * T::RECORD;
+      int64_t count = N - n < 16 ? N - n : 16, m = 0;
       const float* added = bias ? bias + n : nullptr;
       for (; m + 8 <= M; m += 8) panel_tile<T, 8>(a, m, panel, added, y + m * ldy + n, ldy, count);
       for (; m + 4 <= M; m += 4) panel_tile<T, 4>(a, m, panel, added, y + m * ldy + n, ldy, count);
+      for (; m + 2 <= M; m += 2) panel_tile<T, 2>(a, m, panel, added, y + m * ldy + n, ldy, count);
       for (; m < M; ++m) panel_tile<T, 1>(a, m, panel, added, y + m * ldy + n, ldy, count);
     }
   });

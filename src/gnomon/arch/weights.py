@@ -6,12 +6,13 @@ original tensors remain views of its rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gnomon.errors import CheckpointError
+from gnomon.kernels.large_pages import LargePages
 from gnomon.kernels.operators import LinearWeight, Operators, QuantizedTensor
 from gnomon.models.checkpoint import Checkpoint, missing_tensor
 
@@ -54,6 +55,7 @@ class WeightLoader:
         self.operators = operators
         self.live: dict[str, Tensor] = {}
         self.derived: list[Derived] = []
+        self.memory = LargePages()
 
     def vector(self, name: str, size: int, *, add_one: bool = False) -> Tensor:
         """A norm weight or bias, float32. add_one: for networks whose norms multiply by 1 + w."""
@@ -94,15 +96,19 @@ class WeightLoader:
         if self.operators.dtype == "gguf":
             blocks: list[QuantizedTensor | Tensor]
             blocks = [self._quantized(name, (size, k)) for name, size in zip(names, sizes, strict=True)]
-            return tuple(self.operators.linear_weight(block) for block in _joined(blocks))
+            return tuple(self._placed(self.operators.linear_weight(block)) for block in _joined(blocks))
         joined = torch.empty(sum(sizes), k)
         for name, size, rows in zip(names, sizes, torch.split(joined, sizes), strict=True):
             rows.copy_(self._tensor(name, (size, k)))
-        weight = self.operators.linear_weight(joined)
+        weight = self._placed(self.operators.linear_weight(joined))
         if weight.tensor is not None:
             for name, rows in zip(names, torch.split(weight.tensor, sizes), strict=True):
                 self.live[name] = rows
         return (weight,)
+
+    def _placed(self, weight: LinearWeight) -> LinearWeight:
+        data = self.memory.moved(weight.data)
+        return replace(weight, data=data, tensor=None if weight.tensor is None else data)
 
     def _quantized(self, name: str, shape: tuple[int, int]) -> QuantizedTensor | Tensor:
         """The file's own blocks; a tensor that the file keeps plain comes as float32."""
