@@ -47,6 +47,9 @@ class ServeOptions(BaseModel):
         Literal["open", "openai", "openai-2024"],
         Field(description="What `strict: true` allows of a schema: everything enforceable, or OpenAI's subset."),
     ] = "open"
+    grammar_seconds: Annotated[
+        float, Field(gt=0, le=60, description="What compiling one request's grammar may take before it is refused.")
+    ] = 5.0
     replicas: Annotated[int, Field(ge=1, le=64, description="Processes that serve, behind one router (Ray).")] = 1
     ray_address: Annotated[str | None, Field(description="A running Ray cluster; default: one on this machine.")] = None
     grace_seconds: Annotated[float, Field(ge=0, description="How long a shutdown lets streams finish.")] = 10.0

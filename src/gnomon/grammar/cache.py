@@ -1,31 +1,89 @@
-"""Compiled grammars, the most recently used kept: a server sees the same schema again and again.
+"""Compiled grammars, kept: the most recently used in memory, and what took long to compile on disk.
 
-The key is the canonical text of the options; a vocabulary joins later, inside the Grammar, by its own hash.
+Key: the canonical text of the options (the order of keys is part of it: it is the order of what is written) and the
+versions of what compiled it. What depends on a vocabulary is kept in memory alone, inside the Grammar, by the
+tokenizer's hash. A server compiles in a Worker (`compile_apart`); everywhere else it happens here.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import time
 from collections import OrderedDict
+from hashlib import sha256
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.grammar import Grammar
+from gnomon.grammar.plans import Arguments, Plan, make, plan_of, restore
 from gnomon.grammar.python_types import looks_like_type
-from gnomon.grammar.tools import FORMS, tool_grammar
+from gnomon.grammar.worker import Worker
+from gnomon.models.cache import atomic_write, cache_dir
 
 if TYPE_CHECKING:
-    from gnomon.grammar.options import GrammarOptions, ToolCalls
+    from pathlib import Path
+
+    from gnomon.grammar.options import GrammarOptions
 
 KEPT = 256
-_LOCK = threading.Lock()
-_KNOWN: OrderedDict[str, Grammar] = OrderedDict()
+KEPT_ON_DISK = 1000
+SLOW = 0.05
+"""Seconds of compiling from which a plan is worth a file."""
+MADE_BY = "/".join(version(name) for name in ("gnomon", "llguidance", "jsonschema_rs"))
+log = logging.getLogger("gnomon.grammar")
 
 
-def _of_tools(tools: ToolCalls) -> Grammar:
-    form = FORMS[tools.form]
-    return tool_grammar(tools.functions, form, choice=tools.choice, parallel=tools.parallel, content=tools.content)
+class GrammarCache:
+    """worker: where grammars are compiled; None: here."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, Grammar] = OrderedDict()
+
+    def get(self, arguments: Arguments) -> Grammar:
+        """Raises GrammarError."""
+        key = key_of(arguments)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        grammar = self._found(key, arguments)
+        with self._lock:
+            self._known[key] = grammar
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return grammar
+
+    def _found(self, key: str, arguments: Arguments) -> Grammar:
+        if (plan := read_plan(key)) is not None:
+            return restore(arguments, plan)
+        started = time.monotonic()
+        if self.worker is not None:
+            plan = self.worker.plan(arguments)
+            grammar = restore(arguments, plan)
+        else:
+            grammar = make(arguments)
+        if time.monotonic() - started > SLOW:
+            write_plan(key, plan or plan_of(grammar))
+        return grammar
+
+    def clear(self) -> None:
+        with self._lock:
+            self._known.clear()
+
+
+CACHE = GrammarCache()
+
+
+def compile_apart(worker: Worker | None) -> None:
+    """From now on compile in this worker; None: here."""
+    CACHE.worker = worker
 
 
 def compiled(options: GrammarOptions) -> Grammar:
@@ -48,16 +106,43 @@ def compiled(options: GrammarOptions) -> Grammar:
         if value is not None:
             arguments[name] = value
     try:
-        key = json.dumps(arguments)  # key order is part of it: it is the order of what is written
-    except (TypeError, ValueError):
+        return CACHE.get(arguments)
+    except TypeError:  # a schema that is no JSON: compile() says where
         return compile_grammar(**arguments)
-    with _LOCK:
-        if key in _KNOWN:
-            _KNOWN.move_to_end(key)
-            return _KNOWN[key]
-    grammar = _of_tools(options.tools) if options.tools is not None else compile_grammar(**arguments)
-    with _LOCK:
-        _KNOWN[key] = grammar
-        while len(_KNOWN) > KEPT:
-            _KNOWN.popitem(last=False)
-    return grammar
+
+
+def key_of(arguments: Arguments) -> str:
+    text = json.dumps([MADE_BY, arguments], separators=(",", ":"), ensure_ascii=False)
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# -- on disk --------------------------------------------------------------------------------------------------------
+
+
+def read_plan(key: str) -> Plan | None:
+    """A plan of an earlier day; a file that is not whole counts as none."""
+    path = _path(key)
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("%s cannot be read and is made again: %s", path, str(error).splitlines()[0])
+        return None
+
+
+def write_plan(key: str, plan: Plan) -> None:
+    """Whole or not at all; the oldest files make room."""
+    path = _path(key)
+    try:
+        with atomic_write(path) as file:
+            file.write(plan.model_dump_json().encode())
+        files = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        for old in files[: max(0, len(files) - KEPT_ON_DISK)]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("The compiled grammar is not kept: %s", error)
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "grammars" / f"{key}.json"

@@ -67,8 +67,7 @@ def compile(
     convert = None
     if type is not None:
         schema, convert = schema_of_type(type)
-    if isinstance(schema, str):
-        schema = _read_json(schema)
+    schema = read_schema(schema)
     compiled = compile_schema(
         schema, registry=registry, assert_formats=formats == "assert", spaces=WHITESPACE[whitespace]
     )
@@ -78,10 +77,10 @@ def compile(
 def _of_regex(pattern: str) -> Grammar:
     if not isinstance(pattern, str) or len(pattern) > MOST_GRAMMAR:
         raise GrammarError("`regex` is a pattern of at most a million characters.", param="regex")
-    mask = for_mask(pattern)
+    mask = for_mask(pattern, whole=True)
     if mask is None:
         raise GrammarError(
-            f"The pattern {pattern[:80]!r} uses look-around, back-references or word boundaries.",
+            f"The pattern {pattern[:80]!r} uses back-references, or look-around that has no small automaton.",
             hint="They cannot be enforced while a text is written. Say it without them.",
             param="regex",
         )
@@ -120,8 +119,11 @@ def _made(mask: str, kind: str, source: Any) -> Grammar:
     return Grammar(mask, Report(kind), source=source)
 
 
-def _read_json(text: str) -> Any:
+def read_schema(given: Any) -> Any:
+    """A schema, or its JSON text -> the schema. Raises GrammarError."""
+    if not isinstance(given, str):
+        return given
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
         raise GrammarError(f"The schema is not JSON: {error}.", param="schema") from None

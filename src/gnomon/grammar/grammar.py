@@ -89,14 +89,18 @@ class Grammar:
             return self._value(value)
         return self._replay(compact)
 
-    def shortest(self) -> str:
-        """A shortest accepted text. Raises GrammarError when there is none, or none was found within bounds."""
+    def known_shortest(self) -> str | None:
+        """A shortest accepted text; None when the search, which is bounded, found none."""
         with self._lock:
             if not self._searched:
                 found = None if self.report.unsatisfiable else shortest(self.byte_matcher(), self.checks)
                 self._shortest = None if found is None else found.decode("utf-8", "replace")
                 self._searched = True
-        if self._shortest is None:
+        return self._shortest
+
+    def shortest(self) -> str:
+        """A shortest accepted text. Raises GrammarError when there is none, or none was found within bounds."""
+        if self.known_shortest() is None:
             if self.report.unsatisfiable:
                 raise GrammarError(
                     "No text satisfies this grammar.", hint="Its constraints contradict each other.", param="grammar"
@@ -106,7 +110,12 @@ class Grammar:
                 hint="Say more in ways the mask enforces: `gnomon grammar check` shows which those are.",
                 param="grammar",
             )
+        assert self._shortest is not None
         return self._shortest
+
+    def remember(self, shortest: str | None) -> None:
+        """What a search for the shortest text found before."""
+        self._shortest, self._searched = shortest, True
 
     def parse(self, text: str) -> Any:
         """An accepted text as a value: of JSON, or of the type it was compiled from; other kinds are text."""
@@ -138,8 +147,11 @@ class Grammar:
 
     def shortest_tokens(self, tokenizer: Tokenizer) -> list[int]:
         """The shortest text as the tokens that decoding would write."""
-        text = self.shortest().encode()
-        return spell(self.bind(tokenizer), text)
+        known: dict[str, list[int]] = self.__dict__.setdefault("_spelled", {})
+        key = f"{tokenizer.sha256}/{tokenizer.vocab_size}"
+        if key not in known:
+            known[key] = spell(self.bind(tokenizer), self.shortest().encode())
+        return list(known[key])
 
     def _prototype(self, vocabulary: Vocabulary) -> Matcher:
         made: dict[int, Matcher] = self.__dict__.setdefault("_prototypes", {})

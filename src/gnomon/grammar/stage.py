@@ -35,7 +35,7 @@ ENDLESS = 1 << 60
 
 
 class GrammarStage:
-    """The state of one text. shortest: a complete text as tokens."""
+    """The state of one text. shortest: a complete text as tokens; None where none is known beforehand."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class GrammarStage:
         *,
         max_tokens: int,
         temperature: float,
-        shortest: list[int],
+        shortest: list[int] | None,
     ) -> None:
         self.grammar = grammar
         self.vocabulary = vocabulary
@@ -66,8 +66,8 @@ class GrammarStage:
         """Tokens that complete the text from the present place; None: not known here."""
         self.safe = 0
         """Tokens of the text at the last place whose way was known to fit, and that way."""
-        self.safe_way: list[int] = shortest
-        self.following = options.on_length == "close" and len(shortest) >= max_tokens
+        self.safe_way: list[int] | None = shortest
+        self.following = options.on_length == "close" and shortest is not None and len(shortest) >= max_tokens
         self.looks_ahead = options.on_length == "close" or not isinstance(grammar.checks, NoChecks)
         self.searched = 0
         self.ended = False
@@ -158,9 +158,16 @@ class GrammarStage:
     def _warnings(self, trace: Trace) -> tuple[str, ...]:
         limit = self.options.warn_below
         low = sum(mass < limit for mass in trace.kept_mass)
+        unsure = self.shortest is None and self.options.on_length == "close"
+        said = (
+            ("No text of this grammar was known beforehand: that it would be complete in time was not certain.",)
+            if unsure
+            else ()
+        )
         if not low:
-            return ()
+            return said
         return (
+            *said,
             f"At {low} of {len(trace.kept_mass)} tokens the grammar kept less than {limit:g} of the model's own "
             "probability: the model wanted to say something else.",
         )
@@ -232,6 +239,8 @@ class GrammarStage:
         if self.way is None:
             self.way = self._look()
         if self.way is None or len(self.way) > left:
+            if self.safe_way is None and left:
+                return Ruling(hold=count)  # no end was ever known: this place is no worse than the start
             if self.searched > MOST_SEARCH:
                 return self._follow(self.safe, self.safe_way)
             return self._take_back()  # from here no end fits: the model may say something else
@@ -242,12 +251,17 @@ class GrammarStage:
     def _look(self) -> list[int] | None:
         if self.matcher.accepting and self._complete():
             return []
+        if self.safe_way is None and self.searched > MOST_SEARCH:
+            return None
         found, states = complete(self.bytes, self.text, self.grammar.checks, self.places[-1])
         self.searched += states if found is None else 0
         return None if found is None else spell(self.matcher, found)
 
-    def _follow(self, depth: int, way: list[int]) -> Ruling:
-        """Go back to a place, and from there straight to the end."""
+    def _follow(self, depth: int, way: list[int] | None) -> Ruling:
+        """Go back to a place, and from there straight to the end; where none is known, give up."""
+        if way is None:
+            self.cut = True
+            return Ruling(finish="length")
         self.following, self.safe, self.safe_way = True, depth, way
         self.forbidden.clear()
         back = len(self.tokens) - depth
@@ -259,8 +273,10 @@ class GrammarStage:
 def build(options: GrammarOptions, context: StageContext) -> GrammarStage:
     """Raises GrammarError before any decoding: unsatisfiable, or no complete text fits the token limit."""
     grammar = options.grammar()
-    shortest = grammar.shortest_tokens(context.tokenizer)
-    if options.on_length == "close" and context.max_tokens < len(shortest):
+    if grammar.report.unsatisfiable:
+        grammar.shortest()  # says why
+    shortest = grammar.shortest_tokens(context.tokenizer) if grammar.known_shortest() is not None else None
+    if options.on_length == "close" and shortest is not None and context.max_tokens < len(shortest):
         raise GrammarError(
             f"max_tokens is {context.max_tokens}; the shortest text of this grammar has {len(shortest)} tokens: "
             f"{grammar.shortest()[:60]!r}.",

@@ -17,6 +17,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from gnomon.capability import Registry, load_attribute
+from gnomon.grammar.cache import compile_apart
+from gnomon.grammar.worker import Worker
 from gnomon.model import Model
 from gnomon.recipe import ServeOptions
 from gnomon.serve import chat, completions, embeddings, errors, health
@@ -34,12 +36,16 @@ def create_app(models: Mapping[str, Model], options: ServeOptions | None = None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker = Worker(options.grammar_seconds)
+        compile_apart(worker)
         state.ready = True
         testing = asyncio.create_task(asyncio.to_thread(state.certify))
         yield
         state.ready = False
         await asyncio.gather(testing, return_exceptions=True)
         await asyncio.to_thread(state.close)
+        compile_apart(None)
+        worker.close()
 
     app: FastAPI = FastAPIOffline(
         title="gnomon", version=__version__, redoc_url=None, lifespan=lifespan, description=DESCRIPTION

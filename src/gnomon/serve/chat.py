@@ -33,7 +33,7 @@ async def chat_completions(request: Request) -> Response:
     model = state.model(body.model)
     extra = body.extra_options()
     profile = state.options.strict_profile
-    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, profile)
+    use = await asyncio.to_thread(tool_use, body.tools, body.tool_choice, body.parallel_tool_calls, profile)
     constraint = await asyncio.to_thread(_constraint, body, extra, use, model, profile)
     options, headers = options_of(extra, model)
     options |= _own_options(body) | constraint

@@ -1,12 +1,14 @@
 """ECMA regular expressions as JSON Schema uses them -> the dialect of the mask engine, or None.
 
-`\\d` and `\\w` are ASCII there and here; `$` means the very end. Look-arounds and back-references have no finite
-automaton in the engine: such a pattern is checked afterwards, with a bounded matcher. Knows nothing of schemas.
+`\\d` and `\\w` are ASCII there and here; `$` means the very end. Look-around is worked out beforehand where it has an
+automaton (`lookaround`); what is left is checked afterwards, with a bounded matcher. Knows nothing of schemas.
 """
 
 from __future__ import annotations
 
 import re
+
+from gnomon.grammar.schema.lookaround import plain_expression
 
 _LOOK_OR_BACK = re.compile(r"\(\?(?:=|!|<=|<!)|\\[1-9]|\\k<")
 _CLASSES = {
@@ -17,14 +19,16 @@ _CLASSES = {
 _ONCE = frozenset("dDwWsS")
 
 
-def for_mask(pattern: object) -> str | None:
-    """The pattern as the engine spells it; None when it has none."""
-    if not isinstance(pattern, str) or _LOOK_OR_BACK.search(pattern):
+def for_mask(pattern: object, *, whole: bool = False) -> str | None:
+    """The pattern as the engine spells it; None when it has none. whole: it stands for texts from end to end."""
+    if not isinstance(pattern, str):
         return None
+    if _LOOK_OR_BACK.search(pattern):
+        return plain_expression(pattern, whole=whole)
     try:
         return _translate(pattern)
     except (ValueError, IndexError):
-        return None
+        return plain_expression(pattern, whole=whole)
 
 
 def whole(pattern: str) -> str | None:

@@ -1,0 +1,519 @@
+"""Grammars beside the peers: the official suite, real schemas, times of masks, decoding, and texts drawn at random.
+
+    python benchmarks/grammar.py suite    [--suite DIR]     JSON-Schema-Test-Suite; DIR: a checkout, for every draft
+    python benchmarks/grammar.py real                       what grammar_schemas.py collected
+    python benchmarks/grammar.py masks                      first mask and mask average, 49k and 262k vocabularies
+    python benchmarks/grammar.py decode                     tokens a second with a schema and without
+    python benchmarks/grammar.py sampling                   500 schemas at temperature 1, limits from shortest to long
+Peers (llguidance alone, xgrammar 0.2.8, outlines-core 0.2.14, lm-format-enforcer 0.11.3, llama.cpp) run in
+.bench/grammar's interpreter, every schema in a process of its own (grammar_engines.py). `suite`, `real` and `sampling`
+go on where they were stopped. Each writes benchmarks/results/grammar_NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gnomon.models.reference import open_checkpoint
+
+ROOT = Path(__file__).parents[1]
+BENCH = ROOT / ".bench"
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "controlled-generation"
+DRAFTS = {
+    "draft4": "http://json-schema.org/draft-04/schema#",
+    "draft6": "http://json-schema.org/draft-06/schema#",
+    "draft7": "http://json-schema.org/draft-07/schema#",
+    "draft2019-09": "https://json-schema.org/draft/2019-09/schema",
+    "draft2020-12": None,
+}
+OURS = ("gnomon", "llguidance")
+ENGINES = ("gnomon", "llguidance", "xgrammar", "outlines", "lmformatenforcer", "llamacpp")
+
+
+def vocabulary(model: str) -> Path:
+    """A model's tokens as a file that every engine reads."""
+    path = BENCH / f"vocabulary-{model}.json"
+    if not path.exists():
+        checkpoint = open_checkpoint(model)
+        tokenizer = checkpoint.tokenizer()
+        found = {
+            "tokens": [tokenizer.token_bytes(i).hex() for i in range(tokenizer.vocab_size)],
+            "special": sorted(tokenizer.special_ids | tokenizer.eos_token_ids),
+            "end": min(tokenizer.eos_token_ids),
+            "gguf": str(checkpoint.path),
+            "model": model,
+        }
+        path.write_text(json.dumps(found))
+    return path
+
+
+class Engine:
+    """A driver process of one engine; started again when it dies."""
+
+    def __init__(self, name: str, model: str, **environment: str) -> None:
+        python = sys.executable if name in OURS else str(BENCH / "grammar" / "bin" / "python")
+        script = str(ROOT / "benchmarks" / "grammar_engines.py")
+        self.process = subprocess.Popen(
+            [python, script, name, str(vocabulary(model))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"} | environment,
+        )
+        assert json.loads(self._line())["ready"]
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._line())
+        return found
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def resumed(
+    path: Path, jobs: list[dict[str, Any]], engine: str, model: str, **environment: str
+) -> list[dict[str, Any]]:
+    """Answers for all jobs, in order; those that a file has already are not made again."""
+    done = [json.loads(line) for line in path.open()] if path.exists() else []
+    if len(done) < len(jobs):
+        driver = Engine(engine, model, **environment)
+        with path.open("a") as file:
+            for job in jobs[len(done) :]:
+                answer = driver(job)
+                done.append(answer)
+                file.write(json.dumps(answer) + "\n")
+                file.flush()
+        driver.close()
+    return done[: len(jobs)]
+
+
+# -- the official suite -------------------------------------------------------------------------------------------
+
+
+def suite_groups(draft: str, checkout: Path | None) -> list[tuple[str, Any, list[dict[str, Any]], dict[str, Any]]]:
+    """(name, schema, tests, documents) for every group of required tests."""
+    if checkout is not None:
+        folder = checkout / "tests" / draft
+        suite = {file.name: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        remotes = {
+            str(file.relative_to(checkout / "remotes")): json.loads(file.read_text())
+            for file in (checkout / "remotes").rglob("*.json")
+        }
+    else:
+        folder = DATA / "json-schema-test-suite"
+        content = json.loads(gzip.decompress((folder / f"{draft}.json.gz").read_bytes()))
+        suite = {name: groups for name, groups in content.items() if not name.startswith("optional")}
+        remotes = json.loads((folder / "remotes.json").read_text())
+    documents = {
+        f"http://localhost:1234/{path}": (
+            {"$schema": DRAFTS[draft], **document}
+            if DRAFTS[draft] and isinstance(document, dict) and not path.startswith("draft")
+            else document
+        )
+        for path, document in remotes.items()
+        if path.startswith(f"{draft}/") or not path.startswith(("draft", "v1"))
+    }
+    found = []
+    for file, groups in suite.items():
+        for group in groups:
+            schema = group["schema"]
+            if DRAFTS[draft] and isinstance(schema, dict):
+                schema = {"$schema": DRAFTS[draft]} | schema
+            remote = documents if "localhost:1234" in json.dumps(schema) else {}
+            found.append((f"{file}: {group['description']}", schema, group["tests"], remote))
+    return found
+
+
+def suite(options: argparse.Namespace) -> dict[str, Any]:
+    folder = BENCH / "suite-out"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = open_checkpoint(options.model).tokenizer()
+    drafts = DRAFTS if options.suite else {name: DRAFTS[name] for name in ("draft7", "draft2020-12")}
+    result: dict[str, Any] = {}
+    for draft in drafts:
+        groups = suite_groups(draft, options.suite)
+        jobs = [
+            {
+                "schema": schema,
+                "registry": documents,
+                "texts": [tokenizer.encode(compact(test["data"]), add_special_tokens=False) for test in tests],
+            }
+            for _, schema, tests, documents in groups
+        ]
+        for name in options.engines:
+            for formats in ("annotate", "assert") if name == "gnomon" else ("",):
+                label = f"{name} ({formats} formats)" if formats else name
+                path = folder / f"{draft}-{name}{formats}.jsonl"
+                answers = resumed(path, jobs, name, options.model, GRAMMAR_FORMATS=formats or "assert")
+                result.setdefault(draft, {})[label] = suite_row(groups, answers, listed=name == "gnomon")
+                print(draft, label, {k: v for k, v in result[draft][label].items() if k != "missed"}, flush=True)
+    return result
+
+
+def suite_row(groups: list[Any], answers: list[dict[str, Any]], *, listed: bool) -> dict[str, Any]:
+    count: Counter[str] = Counter()
+    missed = []
+    for (name, _, tests, _), answer in zip(groups, answers, strict=True):
+        count["schemas"] += 1
+        count["tests"] += len(tests)
+        if answer["status"] != "ok":
+            count["schemas refused"] += 1
+            missed.append({"schema": name, "tests": len(tests), "reason": answer.get("error", answer["status"])})
+            continue
+        for test, accepted in zip(tests, answer["verdicts"] or [], strict=answer["verdicts"] is not None):
+            if accepted == test["valid"]:
+                count["right"] += 1
+                continue
+            count["invalid accepted" if accepted else "valid refused"] += 1
+            reason = why(name, test["data"]) if not accepted else "INVALID ACCEPTED"
+            missed.append({"schema": name, "test": test["description"], "reason": reason})
+    row = {name: count[name] for name in ("tests", "right", "valid refused", "invalid accepted", "schemas refused")}
+    return {**row, "share": count["right"] / count["tests"], **({"missed": missed} if listed else {})}
+
+
+def why(name: str, data: Any) -> str:
+    """Why this compiler refuses a value that is valid."""
+    if name.startswith("format.json"):
+        return "a format is asserted, where the draft only annotates"
+    if "0}" in compact({"": data}) or ".0" in compact(data):
+        return "a whole number written with a decimal point; decoding writes it without"
+    return "another order of keys than decoding writes"
+
+
+# -- real schemas -------------------------------------------------------------------------------------------------
+
+
+def real_jobs(model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(schemas with instances, jobs)."""
+    source, judged = BENCH / "schemas" / "schemas.jsonl", BENCH / "schemas" / "instances.jsonl"
+    if not judged.exists():
+        script = str(ROOT / "benchmarks" / "grammar_instances.py")
+        part = judged.with_suffix(".part")
+        with source.open() as given, part.open("w") as out:
+            subprocess.run([str(BENCH / "grammar/bin/python"), script], stdin=given, stdout=out, check=True)
+        part.rename(judged)
+    tokenizer = open_checkpoint(model).tokenizer()
+    schemas = [json.loads(line) for line in judged.open()]
+    jobs = [
+        {
+            "schema": one["schema"],
+            "texts": [tokenizer.encode(i["text"], add_special_tokens=False) for i in one["instances"]],
+        }
+        for one in schemas
+    ]
+    return schemas, jobs
+
+
+def real(options: argparse.Namespace) -> dict[str, Any]:
+    schemas, jobs = real_jobs(options.model)
+    instances = sum(len(one["instances"]) for one in schemas)
+    result: dict[str, Any] = {"schemas": len(schemas), "instances": instances}
+    result |= json.loads((BENCH / "schemas" / "about.json").read_text())
+    for name in options.engines:
+        answers = resumed(BENCH / "schemas" / f"real-{name}.jsonl", jobs, name, options.model)
+        result[name] = real_row(schemas, answers, listed=name == "gnomon")
+        print(name, {key: value for key, value in result[name].items() if key != "missed"}, flush=True)
+    return result
+
+
+def real_row(schemas: list[dict[str, Any]], answers: list[dict[str, Any]], *, listed: bool) -> dict[str, Any]:
+    count: Counter[str] = Counter(answer["status"] for answer in answers)
+    passing, missed = 0, []
+    for one, answer in zip(schemas, answers, strict=True):
+        where = f"{one['source']}: {one['path']}"
+        if answer["status"] != "ok":
+            missed.append({"schema": where, "reason": answer.get("error", answer["status"])})
+            continue
+        wrong = [
+            (instance, accepted)
+            for instance, accepted in zip(one["instances"], answer["verdicts"] or [], strict=False)
+            if accepted != instance["valid"]
+        ]
+        passing += not wrong
+        for instance, accepted in wrong:
+            kind = "invalid accepted" if accepted else "valid refused"
+            count[kind] += 1
+            missed.append({"schema": where, "reason": kind, "text": instance["text"][:300]})
+        count["valid"] += sum(i["valid"] for i in one["instances"])
+        count["invalid"] += sum(not i["valid"] for i in one["instances"])
+    row = {
+        "compiled": count["ok"],
+        "compiled_share": count["ok"] / len(answers),
+        "passing": passing,
+        "refused": count["refused"],
+        "timeout": count["timeout"],
+        "died": count["died"],
+        "valid refused": f"{count['valid refused']}/{count['valid']}",
+        "invalid accepted": f"{count['invalid accepted']}/{count['invalid']}",
+    }
+    return row | times(answers) | ({"missed": missed} if listed else {})
+
+
+def times(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    first = sorted(answer["first_ms"] for answer in answers if "first_ms" in answer)
+    masks = sorted(mask for answer in answers for mask in answer.get("masks_us", ()))
+    if not first or not masks:
+        return {}
+    return {
+        "first_ms": {"p50": first[len(first) // 2], "p90": first[len(first) * 9 // 10], "max": first[-1]},
+        "mask_us": {
+            "mean": statistics.fmean(masks),
+            "p50": masks[len(masks) // 2],
+            "p99": masks[len(masks) * 99 // 100],
+            "count": len(masks),
+        },
+    }
+
+
+# -- times --------------------------------------------------------------------------------------------------------
+
+
+def masks(options: argparse.Namespace) -> dict[str, Any]:
+    """A sample of the real schemas, on a quiet machine: engine after engine on the same schema, then the next."""
+    result: dict[str, Any] = {}
+    for model, engines in (
+        (options.model, [name for name in options.engines if name != "lmformatenforcer"]),
+        ("gemma-3-270m", [name for name in options.engines if name in OURS]),
+    ):
+        _, jobs = real_jobs(model)
+        chosen = random.Random(7).sample(range(len(jobs)), options.count)
+        drivers = {name: Engine(name, model, GRAMMAR_SECONDS="2") for name in engines}
+        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
+        stop = time.monotonic() + options.seconds / 2
+        for place in chosen:
+            if time.monotonic() > stop:
+                break
+            for name, driver in drivers.items():
+                answers[name].append(driver(jobs[place]))
+        for driver in drivers.values():
+            driver.close()
+        size = open_checkpoint(model).tokenizer().vocab_size
+        result[f"{model} ({size})"] = {
+            name: {"schemas": len(found), **dict(Counter(one["status"] for one in found)), **times(found)}
+            for name, found in answers.items()
+        }
+        print(model, json.dumps(result[f"{model} ({size})"], indent=1), flush=True)
+    return result
+
+
+# -- decoding -----------------------------------------------------------------------------------------------------
+
+PEOPLE = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "occupation": {"type": "string", "maxLength": 40},
+        "year_of_birth": {"type": "integer", "minimum": 1000, "maximum": 2030},
+        "nationality": {"enum": ["British", "French", "German", "American", "Polish", "other"]},
+        "known_for": {"type": "array", "items": {"type": "string", "maxLength": 50}, "minItems": 2, "maxItems": 3},
+        "is_alive": {"type": "boolean"},
+    },
+    "required": ["name", "occupation", "year_of_birth", "nationality", "known_for", "is_alive"],
+    "additionalProperties": False,
+}
+CALL = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 30},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+    },
+    "required": ["city", "unit", "days"],
+    "additionalProperties": False,
+}
+FREE = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+def decode(options: argparse.Namespace) -> dict[str, Any]:
+    """The same prompt with a schema, and without one for as many tokens; alternating, medians."""
+    import gnomon
+
+    cases = {
+        "person": (PEOPLE, "Tell me about Marie Curie as JSON."),
+        "weather call": (CALL, "What will the weather be in Paris? Answer as JSON."),
+        "one long string": (FREE, "Write a short story as JSON."),
+    }
+    result: dict[str, Any] = {"threads": options.threads}
+    with gnomon.load(options.model, threads=options.threads, prefix_cache=False) as model:
+        for name, (schema, prompt) in cases.items():
+            rates: dict[str, list[float]] = {"with": [], "without": []}
+            tokens = 0
+            for round in range(options.rounds + 1):
+                elapsed, made = _timed(model, prompt, grammar=schema, max_tokens=120)
+                tokens = made.usage.completion_tokens
+                free, _ = _timed(model, prompt, max_tokens=tokens, ignore_eos=True)
+                if round:
+                    rates["with"].append(tokens / elapsed)
+                    rates["without"].append(tokens / free)
+            ratios = [a / b for a, b in zip(rates["with"], rates["without"], strict=True)]
+            kinds = Counter(made.trace.kinds) if made.trace else {}
+            result[name] = {
+                "tokens": tokens,
+                "with": statistics.median(rates["with"]),
+                "without": statistics.median(rates["without"]),
+                "ratio": statistics.median(ratios),
+                "ratio_spread": [min(ratios), max(ratios)],
+                "kinds": dict(kinds),
+            }
+            print(name, result[name], flush=True)
+    return result
+
+
+def _timed(model: Any, prompt: str, **options: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    made = model.chat(prompt, **options)
+    return time.perf_counter() - started, made
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A schema that some value satisfies, of many keywords."""
+    kinds = ["string", "integer", "number", "boolean", "enum", "format", "pattern"]
+    kind = rng.choice([*kinds, "object", "object", "array", "union"] if depth < 3 else kinds)
+    if kind == "object":
+        names = rng.sample(["id", "name", "tags", "size", "note", "at", "x-1", "ключ"], rng.randint(1, 4))
+        properties = {name: random_schema(rng, depth + 1) for name in names}
+        made: dict[str, Any] = {"type": "object", "properties": properties}
+        made["required"] = rng.sample(names, rng.randint(0, len(names)))
+        if rng.random() < 0.5:
+            made["additionalProperties"] = False
+        if rng.random() < 0.2:
+            made["minProperties"] = 1
+        if rng.random() < 0.2:
+            made["dependentRequired"] = {names[0]: [names[-1]]}
+        if rng.random() < 0.15:
+            made["propertyNames"] = {"minLength": 1}
+        return made
+    if kind == "array":
+        made = {"type": "array", "items": random_schema(rng, depth + 1), "maxItems": rng.randint(2, 6)}
+        if rng.random() < 0.3:
+            made["uniqueItems"] = True
+        if rng.random() < 0.3 and not made.get("uniqueItems"):
+            made["minItems"] = rng.randint(1, 2)
+        if rng.random() < 0.15:
+            made["contains"] = random_schema(rng, 3)
+        return made
+    if kind == "union":
+        return {rng.choice(["anyOf", "oneOf"]): [random_schema(rng, depth + 1) for _ in range(rng.randint(2, 3))]}
+    if kind == "enum":
+        return {"enum": rng.sample(["red", "green", 1, 2.5, None, True, {"a": 1}, [1, 2], "日本"], rng.randint(1, 4))}
+    if kind == "format":
+        return {"type": "string", "format": rng.choice(["date", "time", "date-time", "email", "uuid", "ipv4", "uri"])}
+    if kind == "pattern":
+        patterns = [r"^[a-z]{2,8}$", r"^\d{3}-\d{4}$", r"^(?!no)\w{3,5}$", r"^v\d+(\.\d+){0,2}$", r"[A-Z]\d$"]
+        return {"type": "string", "pattern": rng.choice(patterns)}
+    if kind == "string":
+        return {"type": "string", "minLength": rng.randint(0, 3), "maxLength": rng.randint(4, 60)}
+    low = rng.randint(-50, 50)
+    if kind == "integer":
+        made = {"type": "integer", "minimum": low, "maximum": low + rng.randint(5, 10_000)}
+        return made | ({"not": {"const": low + 1}} if rng.random() < 0.3 else {})
+    return {"type": "number", "minimum": low} if kind == "number" else {"type": "boolean"}
+
+
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Every text must be valid: by jsonschema-rs with formats, and whole within its limit."""
+    import jsonschema_rs
+
+    import gnomon
+    from gnomon.errors import GrammarError
+    from gnomon.grammar import compile
+
+    path = BENCH / f"sampling-{options.count}.jsonl"
+    done = [json.loads(line) for line in path.open()] if path.exists() else []
+    rng = random.Random(options.seed)
+    with gnomon.load(options.model, threads=1) as model, path.open("a") as file:
+        for place in range(options.count):
+            schema, room, seed = random_schema(rng), rng.random(), rng.getrandbits(31)
+            if place < len(done):
+                continue
+            row: dict[str, Any] = {"schema": schema}
+            started = time.perf_counter()
+            try:
+                grammar = compile(schema)
+                least = 1 if grammar.report.unsatisfiable else len(grammar.shortest_tokens(model.tokenizer))
+                limit = least if place % 5 == 0 else least + round((place % 5) / 4 * room * 120)
+                if grammar.report.unsatisfiable:
+                    row["outcome"] = "unsatisfiable"
+                else:
+                    prompt = "Give an example value as JSON."
+                    answer = model.chat(prompt, grammar=grammar, max_tokens=limit, temperature=1.0, seed=seed)
+                    valid = jsonschema_rs.validator_for(schema, validate_formats=True).is_valid(json.loads(answer.text))
+                    row |= {"outcome": "valid" if valid and answer.completed else "INVALID", "text": answer.text}
+                    row |= {"least": least, "limit": limit, "finish": answer.finish_reason}
+                    row["rollbacks"] = answer.trace.rollbacks
+            except (GrammarError, ValueError) as error:
+                row["outcome"] = f"refused: {error}"[:200]
+            row["seconds"] = time.perf_counter() - started
+            done.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    done = done[: options.count]
+    outcomes = Counter(row["outcome"].split(":")[0] for row in done)
+    return {
+        "schemas": len(done),
+        "outcomes": dict(outcomes),
+        "at the shortest limit": sum(row.get("limit") == row.get("least") for row in done if "limit" in row),
+        "closed in time": sum(row.get("finish") == "length" for row in done),
+        "rollbacks": sum(row.get("rollbacks", 0) for row in done),
+        "wrong": [row for row in done if row["outcome"] not in ("valid", "unsatisfiable")],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", choices=["suite", "real", "masks", "decode", "sampling"])
+    parser.add_argument("--engines", type=lambda text: tuple(text.split(",")), default=ENGINES)
+    parser.add_argument("--suite", type=Path, help="a checkout of JSON-Schema-Test-Suite")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--count", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=20261125)
+    options = parser.parse_args()
+    options.count = options.count or {"sampling": 500, "masks": 300}.get(options.section, 0)
+    BENCH.mkdir(exist_ok=True)
+    found = globals()[options.section](options)
+    about = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("gnomon", "llguidance", "jsonschema_rs", "numpy")},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+        ).stdout.strip(),
+    }
+    RESULTS.joinpath(f"grammar_{options.section}.json").write_text(json.dumps({**about, **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

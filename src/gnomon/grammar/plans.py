@@ -1,0 +1,72 @@
+"""A Plan: what compiling a grammar found, as plain values, for another process or another day.
+
+The expensive part is the search: routes tried, normal forms, a shortest text. What a plan leaves to be made anew is
+cheap: the validators of the schema as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from gnomon.grammar.compiling import compile as compile_grammar
+from gnomon.grammar.compiling import read_schema
+from gnomon.grammar.grammar import Grammar
+from gnomon.grammar.report import Report
+from gnomon.grammar.schema.bounds import plain
+from gnomon.grammar.schema.validators import Validators
+from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, tool_grammar
+
+Arguments = Mapping[str, Any]
+"""compile()'s keywords as JSON values; or `tools`: the fields of ToolCalls."""
+
+
+class Plan(BaseModel):
+    """shortest: a shortest text; None where none was found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mask: str
+    report: Report
+    shortest: str | None
+
+
+def make(arguments: Arguments) -> Grammar:
+    """Compile from nothing. Raises GrammarError."""
+    if "tools" not in arguments:
+        return compile_grammar(**arguments)
+    tools = arguments["tools"]
+    functions, form = tools["functions"], FORMS[tools["form"]]
+    choice, parallel, content = tools["choice"], tools["parallel"], tools["content"]
+    return tool_grammar(functions, form, choice=choice, parallel=parallel, content=content)
+
+
+def plan_of(grammar: Grammar) -> Plan:
+    """Everything there is to know beforehand, the shortest text included."""
+    return Plan(mask=grammar.mask, report=grammar.report, shortest=grammar.known_shortest())
+
+
+def restore(arguments: Arguments, plan: Plan) -> Grammar:
+    """The grammar that `make(arguments)` would give."""
+    if "tools" in arguments:
+        tools = arguments["tools"]
+        by_name = {tool["name"]: _validators(tool.get("parameters")) for tool in tools["functions"]}
+        content = None if tools["content"] is None else _validators(tools["content"])
+        checks = CallChecks(by_name, FORMS[tools["form"]], content)
+        made = Grammar(plan.mask, plan.report, checks=checks, source=tools["functions"])
+    elif "schema" in arguments:
+        schema = read_schema(arguments["schema"])
+        validators = Validators.of(plain(schema), None, arguments.get("formats") != "annotate")
+        validators.watch(plan.report.post_validated)
+        made = Grammar(plan.mask, plan.report, validators=validators, source=schema)
+    else:
+        source = next(arguments[kind] for kind in ("regex", "lark", "gbnf", "choices") if kind in arguments)
+        made = Grammar(plan.mask, plan.report, source=source)
+    made.remember(plan.shortest)
+    return made
+
+
+def _validators(schema: Any) -> Validators:
+    return Validators.of(plain(NO_PARAMETERS if schema is None else schema), None, True)
