@@ -8,6 +8,7 @@ import re
 import pytest
 
 from gnomon.grammar import compile
+from gnomon.grammar.closing import complete
 from gnomon.grammar.schema.language import shortest_text
 from gnomon.grammar.schema.lookaround import language, plain_expression
 
@@ -85,3 +86,25 @@ def test_such_a_pattern_is_enforced_by_the_mask_and_its_shortest_text_is_known()
 def test_a_regex_that_looks_around_is_taken_from_end_to_end() -> None:
     grammar = compile(regex=r"(?!no)\w{3,5}")
     assert grammar.accepts("yes") and not grammar.accepts("nope") and not grammar.accepts("yes!")
+
+
+@pytest.mark.parametrize(
+    ("schema", "shortest"),
+    [
+        ({"type": "string", "pattern": r"[A-Z]\d$"}, '"A0"'),
+        ({"type": "string", "pattern": "qqq$", "minLength": 5}, '"aaqqq"'),
+        ({"anyOf": [{"type": "string", "pattern": "x|^yy$"}]}, '"x"'),
+        ({"type": "integer", "multipleOf": 999983, "minimum": 10**9}, "1000982983"),
+        ({"type": "array", "items": {"type": "string", "pattern": r"k\b"}, "minItems": 1}, '["k"]'),
+    ],
+)
+def test_the_search_for_an_end_is_told_what_a_pattern_or_a_number_needs(schema: object, shortest: str) -> None:
+    assert compile(schema).shortest() == shortest
+
+
+def test_from_the_middle_of_a_text_the_way_to_an_end_is_the_patterns_own() -> None:
+    grammar = compile(regex=r".*x[\s\S]q")
+    matcher = grammar.byte_matcher()
+    assert matcher.advance(list(b"some words")) == 10
+    found, _ = complete(matcher, b"some words", grammar.checks, grammar.checks.begin())
+    assert found == b"xaq"

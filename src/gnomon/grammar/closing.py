@@ -7,7 +7,7 @@ no grammar can hold them up. Knows bytes; turning them into tokens is the caller
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,9 @@ class Checks(Protocol):
     def read(self, place: Any, text: bytes) -> Any | None:
         """The place after all of `text`; None when this beginning is wrong."""
 
+    def suggest(self, place: Any, text: bytes) -> Iterable[bytes]:
+        """Texts worth trying next, the best first; they are judged like any other."""
+
     def may_end(self, place: Any, text: bytes) -> bool:
         """Whether the text, complete as far as the mask knows, is right as a whole."""
 
@@ -50,6 +53,9 @@ class NoChecks:
     def read(self, place: Any, text: bytes) -> Any | None:
         return place
 
+    def suggest(self, place: Any, text: bytes) -> Iterable[bytes]:
+        return ()
+
     def may_end(self, place: Any, text: bytes) -> bool:
         return True
 
@@ -59,7 +65,7 @@ class _State:
     matcher: Matcher
     text: bytes
     place: Any
-    following: Iterator[int]
+    following: Iterator[bytes]
     looks: tuple[int, bytes, bool]
 
 
@@ -89,10 +95,10 @@ def _greedy(matcher: Matcher, before: bytes, checks: Checks, place: Any) -> tupl
         state = stack[-1]
         if state.matcher.accepting and checks.may_end(state.place, state.text):
             return state.text[len(before) :], count
-        byte = next(state.following, None)
-        if byte is None:
+        piece = next(state.following, None)
+        if piece is None:
             stack.pop()
-        elif (following := _after(state, byte, checks)) is not None and len(following.text) < MOST_BYTES:
+        elif (following := _after(state, piece, checks)) is not None and len(following.text) < MOST_BYTES:
             stack.append(following)
     return None, GREEDY_STATES
 
@@ -113,8 +119,8 @@ def _beam(matcher: Matcher, checks: Checks, limit: int) -> bytes | None:
             del waiting[length]
         if state.matcher.accepting and checks.may_end(state.place, state.text):
             return state.text
-        for byte in state.following:
-            following = _after(state, byte, checks)
+        for piece in state.following:
+            following = _after(state, piece, checks)
             if following is None or following.looks in seen:
                 continue
             seen.add(following.looks)
@@ -124,11 +130,11 @@ def _beam(matcher: Matcher, checks: Checks, limit: int) -> bytes | None:
     return None
 
 
-def _after(state: _State, byte: int, checks: Checks) -> _State | None:
+def _after(state: _State, piece: bytes, checks: Checks) -> _State | None:
     twin = state.matcher.copy()
-    if not twin.accept(byte):
+    if twin.advance(list(piece)) != len(piece):
         return None
-    return _state(twin, state.text + bytes([byte]), checks, state.place)
+    return _state(twin, state.text + piece, checks, state.place)
 
 
 def _state(matcher: Matcher, text: bytes, checks: Checks, place: Any) -> _State | None:
@@ -143,7 +149,13 @@ def _state(matcher: Matcher, text: bytes, checks: Checks, place: Any) -> _State 
     allowed_V = matcher.allowed()
     allowed = [byte for byte in np.flatnonzero(allowed_V).tolist() if byte != BYTE_END]
     looks = (len(text), allowed_V.tobytes(), matcher.accepting)
-    return _State(matcher, text, place, iter(_ordered(allowed, text)), looks)
+    return _State(matcher, text, place, _pieces(checks, place, text, allowed), looks)
+
+
+def _pieces(checks: Checks, place: Any, text: bytes, allowed: list[int]) -> Iterator[bytes]:
+    """What may come next, the most promising first."""
+    yield from (piece for piece in checks.suggest(place, text) if piece)
+    yield from (bytes([byte]) for byte in _ordered(allowed, text))
 
 
 def _ordered(allowed: list[int], text: bytes) -> list[int]:

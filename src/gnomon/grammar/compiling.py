@@ -19,6 +19,8 @@ from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.python_types import schema_of_type
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.build import compile_schema
+from gnomon.grammar.schema.checks import PatternHints
+from gnomon.grammar.schema.lookaround import language
 from gnomon.grammar.schema.patterns import for_mask
 from gnomon.grammar.vocabulary import byte_vocabulary
 
@@ -84,7 +86,7 @@ def _of_regex(pattern: str) -> Grammar:
             hint="They cannot be enforced while a text is written. Say it without them.",
             param="regex",
         )
-    return _made(str(LLMatcher.grammar_from_regex(mask)), "regex", pattern)
+    return _made(str(LLMatcher.grammar_from_regex(mask)), "regex", pattern, pattern_hints(pattern))
 
 
 def _of_choices(choices: Sequence[str]) -> Grammar:
@@ -109,14 +111,20 @@ def _from_gbnf(text: str) -> str:
         raise GrammarError(f"The GBNF grammar cannot be read: {error}.", param="gbnf") from None
 
 
-def _made(mask: str, kind: str, source: Any) -> Grammar:
+def pattern_hints(pattern: str) -> PatternHints | None:
+    """The way to an end of a pattern's texts, where it has an automaton."""
+    automaton = language(pattern, whole=True)
+    return None if automaton is None else PatternHints(automaton)
+
+
+def _made(mask: str, kind: str, source: Any, hints: PatternHints | None = None) -> Grammar:
     try:
         Matcher(byte_vocabulary(), mask)
     except GrammarError as error:
         if "Unsatisfiable" in error.message:
             return Grammar(mask, Report(kind, unsatisfiable=True), source=source)
         raise GrammarError(f"The {kind} grammar is wrong: {error.message}", param=kind) from None
-    return Grammar(mask, Report(kind), source=source)
+    return Grammar(mask, Report(kind), checks=hints, source=source)
 
 
 def read_schema(given: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from gnomon.grammar.compiling import compile as compile_grammar
-from gnomon.grammar.compiling import read_schema
+from gnomon.grammar.compiling import pattern_hints, read_schema
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.bounds import plain
@@ -63,7 +63,8 @@ def restore(arguments: Arguments, plan: Plan) -> Grammar:
         made = Grammar(plan.mask, plan.report, validators=validators, source=schema)
     else:
         source = next(arguments[kind] for kind in ("regex", "lark", "gbnf", "choices") if kind in arguments)
-        made = Grammar(plan.mask, plan.report, source=source)
+        hints = pattern_hints(arguments["regex"]) if "regex" in arguments else None
+        made = Grammar(plan.mask, plan.report, checks=hints, source=source)
     made.remember(plan.shortest)
     return made
 

@@ -8,7 +8,7 @@ again, as it comes. Knows nothing of HTTP.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -161,6 +161,9 @@ class CallChecks:
             return place
         calls = self._calls(text)
         return None if any(not self._right(call) for call in calls[place:]) else len(calls)
+
+    def suggest(self, place: int, text: bytes) -> Iterable[bytes]:
+        return ()
 
     def may_end(self, place: int, text: bytes) -> bool:
         calls = self._calls(text)

@@ -258,11 +258,11 @@ def _trimmed(steps: list[dict[int, Ranges]], ends: set[int]) -> Automaton:
     return Automaton(tuple(rows), frozenset(names[state] for state in ends))
 
 
-def shortest_text(found: Automaton) -> str | None:
-    """A shortest text of the language; None when it is empty."""
+def shortest_text(found: Automaton, start: int = 0) -> str | None:
+    """A shortest text that leads from a state to an end; None when the language is empty."""
     if not found.steps:
         return None
-    texts, order = {0: ""}, [0]
+    texts, order = {start: ""}, [start]
     for state in order:
         if state in found.ends:
             return texts[state]

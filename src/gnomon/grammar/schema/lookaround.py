@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from gnomon.grammar.schema.language import (
     ALL,
+    ANY,
     EPSILON,
     NOTHING,
     Automaton,
@@ -77,12 +78,16 @@ Items = Sequence[object]
 
 
 @lru_cache(maxsize=512)
-def language(pattern: str, *, whole: bool = False) -> Automaton | None:
-    """The texts that match (whole: from end to end), or None where there is no automaton within bounds."""
+def language(pattern: str, *, whole: bool = False, least: int = 0, most: int | None = None) -> Automaton | None:
+    """The texts of `least` to `most` characters that match (whole: from end to end).
+
+    None where there is no automaton within bounds."""
     try:
         branches = _Reader(pattern).all()
         around = EPSILON if whole else ALL
-        return automaton(alt(*(_joined(around, branch, around) for branch in branches)))
+        matching = alt(*(_joined(around, branch, around) for branch in branches))
+        long = ALL if (least, most) == (0, None) else repeated(ANY, least, most)
+        return automaton(both(matching, long))
     except (NotPlain, TooLarge, RecursionError, IndexError, ValueError):
         return None
 

@@ -82,13 +82,13 @@ class Reading:
         if byte in b"]}":
             return self._leave(text, on)
         if byte in b"[{":
-            frame = _Frame(self.frame, byte == 0x5B, at, self._here(), 0)
+            frame = _Frame(self.frame, byte == 0x5B, at, self.due(), 0)
             return replace(self, length=on, mode="value" if frame.is_array else "name", frame=frame)
         if byte == 0x22:
             return replace(self, length=on, mode="key" if mode == "name" else "string", start=at)
         return replace(self, length=on, mode="scalar", start=at)
 
-    def _here(self) -> frozenset[str]:
+    def due(self) -> frozenset[str]:
         """The certain schemas of the value that is due."""
         if self.frame is None:
             return self.validators.root
@@ -118,7 +118,7 @@ class Reading:
     def _closed(self, text: bytes, start: int, end: int) -> Reading:
         """The value at [start, end) is complete."""
         fault = ""
-        checks = self._here() & self.validators.watched if self.frame is not None else frozenset()
+        checks = self.due() & self.validators.watched if self.frame is not None else frozenset()
         if checks:
             value = load(text[start:end])
             for pointer in checks:

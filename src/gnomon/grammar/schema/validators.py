@@ -103,20 +103,20 @@ class Validators:
 
     def schemas_at(self, path: Sequence[Step]) -> frozenset[str]:
         """Pointers of the certain schemas for a place of the value."""
-        here = self._expand(["#"])
+        here = self.expanded(["#"])
         for step in path:
             if not here:
                 break
-            here = self._expand([pointer for at in here for pointer in self._children(at, step)])
+            here = self.expanded([pointer for at in here for pointer in self._children(at, step)])
         return here
 
     def below(self, here: frozenset[str], step: Step) -> frozenset[str]:
         """The certain schemas one step further down."""
-        return self._expand([pointer for at in here for pointer in self._children(at, step)])
+        return self.expanded([pointer for at in here for pointer in self._children(at, step)])
 
     @cached_property
     def root(self) -> frozenset[str]:
-        return self._expand(["#"])
+        return self.expanded(["#"])
 
     def name_fault(self, here: frozenset[str], name: str) -> str:
         """Why a key may not stand in an object of these certain schemas; "" when it may."""
@@ -133,7 +133,8 @@ class Validators:
     def _map(self) -> Any:
         return jsonschema_rs.validator_map_for(self.schema, **self._options)
 
-    def _resolve(self, pointer: str) -> Any:
+    def at(self, pointer: str) -> Any:
+        """What stands at a place of the schema."""
         value = self.schema
         for step in pointer[2:].split("/") if len(pointer) > 1 else []:
             key = step.replace("~1", "/").replace("~0", "~")
@@ -143,13 +144,13 @@ class Validators:
                 value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
-    def _expand(self, pointers: Iterable[str]) -> frozenset[str]:
+    def expanded(self, pointers: Iterable[str]) -> frozenset[str]:
         """With everything that allOf and local references add at the same place."""
         found: set[str] = set()
         queue = list(pointers)
         while queue and len(found) < MOST_STEPS:
             pointer = queue.pop()
-            schema = self._resolve(pointer)
+            schema = self.at(pointer)
             if pointer in found or not isinstance(schema, Mapping) or ("$id" in schema and pointer != "#"):
                 continue
             found.add(pointer)
@@ -161,7 +162,7 @@ class Validators:
         return frozenset(found)
 
     def _children(self, pointer: str, step: Step) -> list[str]:
-        schema = self._resolve(pointer)
+        schema = self.at(pointer)
         if isinstance(step, int):
             items, prefix = schema.get("items"), schema.get("prefixItems")
             if isinstance(items, list):
