@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gnomon.grammar.grammar import Grammar as Grammar
     from gnomon.grammar.grammar import Verdict as Verdict
     from gnomon.grammar.report import Report as Report
+    from gnomon.grammar.selecting import Selection as Selection
+    from gnomon.grammar.selecting import select as select
 
 _PARSE = "gnomon.grammar.options:parse"
 GRAMMAR = Capability(
@@ -29,8 +31,15 @@ GRAMMAR = Capability(
     ),
 )
 
-_HOMES = {"compile": "compiling", "Grammar": "grammar", "Verdict": "grammar", "Report": "report"}
-__all__ = ["GRAMMAR", "Grammar", "Report", "Verdict", "compile"]
+_HOMES = {
+    "compile": "compiling",
+    "Grammar": "grammar",
+    "Verdict": "grammar",
+    "Report": "report",
+    "Selection": "selecting",
+    "select": "selecting",
+}
+__all__ = ["GRAMMAR", "Grammar", "Report", "Selection", "Verdict", "compile", "select"]
 
 
 def __getattr__(name: str) -> Any:
