@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from gnomon.ensemble import Ensemble
-from gnomon.ensemble.check import SAMPLE
 from gnomon.ensemble.compare import Contender, Item, _add_differences, _interval, _judge, svg
 from gnomon.ensemble.scoring import bits, mixed, tuned_weights
 from gnomon.loading import load
@@ -34,9 +33,10 @@ DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "m
 KEPT = ROOT / ".bench" / "ensemble"
 RESULTS = ROOT / "benchmarks" / "results"
 MEMBERS = ["smollm2-135m-instruct", "gemma-3-270m"]
-ITEMS = int(os.environ.get("ITEMS", "60"))
+ITEMS = int(os.environ.get("ITEMS", "200"))
 TEXTS = int(os.environ.get("TEXTS", "6"))
-OTHER_LANGUAGES = SAMPLE.splitlines(keepends=True)
+LANGUAGES = ROOT / "benchmarks" / "texts" / "languages.json"
+"""Our own texts in five languages."""
 
 
 def lines(name: str, count: int, skip: int = 0) -> list[dict[str, Any]]:
@@ -45,19 +45,19 @@ def lines(name: str, count: int, skip: int = 0) -> list[dict[str, Any]]:
 
 
 def texts(split: str) -> dict[str, list[str]]:
-    """Kinds of text. tune: another part of the data than test."""
+    """Kinds of text. tune: other texts than test."""
     skip = 0 if split == "test" else 40
     found = {
         "science": [e["question"] for e in lines("arc_challenge_test.jsonl", TEXTS, skip)],
         "maths": [e["question"] for e in lines("gsm8k_test.jsonl", TEXTS, skip)],
         "code": [(e.get("code") or e.get("text") or str(e))[:300] for e in lines("mbpp_test.jsonl", TEXTS, skip)],
     }
-    return found | ({"languages": OTHER_LANGUAGES} if split == "test" else {})
+    return found | json.loads(LANGUAGES.read_text(encoding="utf-8"))[split]
 
 
-def questions(split: str) -> list[Item]:
-    name = "arc_challenge_test.jsonl" if split == "test" else "arc_challenge_train.jsonl"
-    return [Item.parse(entry, name) for entry in lines(name, ITEMS if split == "test" else ITEMS // 3)]
+def questions() -> list[Item]:
+    name = "arc_challenge_test.jsonl"
+    return [Item.parse(entry, name) for entry in lines(name, ITEMS)]
 
 
 class Scorer:
@@ -75,7 +75,7 @@ class Scorer:
         if key not in self.known:
             started = time.perf_counter()
             if self.single is None:
-                self.single = Ensemble([self.name], core="byte", ledger=False)
+                self.single = Ensemble([self.name], core="byte", threads=1, ledger=False)
             (values,) = self.single.byte_probabilities(text, prompt).values()
             self.known[key] = values[:-1]
             self.fresh += 1
@@ -106,12 +106,12 @@ def quality() -> None:
         of[name] = {
             "tune": [scorer(t) for group in texts("tune").values() for t in group],
             "test": {kind: [scorer(t) for t in group] for kind, group in texts("test").items()},
-            "items": [[scorer(c, item.prompt) for c in item.choices] for item in questions("test")],
+            "items": [[scorer(c, item.prompt) for c in item.choices] for item in questions()],
         }
         scorer.close()
     a, b = (np.concatenate(of[name]["tune"]) for name in MEMBERS)
     weight = tuned_weights([a, b])[0]
-    items = questions("test")
+    items = questions()
     flat = {name: [p for group in of[name]["test"].values() for p in group] for name in MEMBERS}
     contenders = [
         Contender(MEMBERS[0], [], [1.0]),

@@ -81,8 +81,9 @@ def test_cached_logits_equal_a_full_pass_bit_for_bit(duo: Model) -> None:
         for m, member in enumerate(members):
             ids = member.tokenizer.encode("the band") + member.retokenizer.ids(data)
             logits = duo.models[m].logits(ids)[-1]  # type: ignore[attr-defined]
-            row = duo.worker._engine.runner.core.rows([logits if i == m else None for i in range(2)])[m]  # type: ignore[attr-defined]
-            assert float(row[symbol]) == told[place][member.name]
+            voice = duo.worker._engine.runner.core.voice(m, logits)  # type: ignore[attr-defined]
+            assert voice.at([symbol])[0] == told[place][member.name]
+            assert float(voice.row()[symbol]) == told[place][member.name]
 
 
 def test_one_member_is_that_model_bit_for_bit(tiny: Model, tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -127,6 +128,19 @@ def test_a_step_equals_one_computed_by_hand(duo: Model) -> None:
     assert generation.logprobs is not None
     for token in generation.logprobs[0].top:
         assert 2.718281828459045**token.logprob == pytest.approx(by_bytes[token.bytes], rel=1e-4)  # type: ignore[operator]
+
+
+def test_a_voice_says_the_same_in_all_its_forms(duo: Model) -> None:
+    core = duo.worker._engine.runner.core  # type: ignore[attr-defined]
+    for place, model in enumerate(duo.models):  # type: ignore[attr-defined]
+        logits = model.logits("the band")[-1]
+        voice = core.voice(place, logits)
+        room = [torch.empty(size).numpy() for size in (core.symbols.size + 1, core.symbols.size)]
+        assert torch.allclose(torch.from_numpy(voice.shares(*room)), voice.row().exp(), atol=1e-7)
+        assert float(voice.row().exp().sum()) == pytest.approx(1, abs=1e-5)
+        assert voice.at(list(range(core.symbols.size))) == voice.row().tolist()
+        logprobs = torch.log_softmax(logits.double(), -1)
+        assert voice.entropy == pytest.approx(float(-(logprobs.exp() * logprobs).sum()), rel=0.05)
 
 
 def test_bytes_above_0x7f_are_one_symbol_across_both_kinds_of_vocabulary(duo: Model) -> None:

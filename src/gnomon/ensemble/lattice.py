@@ -118,7 +118,7 @@ class Lattice:
 
     def _admissible(self, ended: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
         """Without the spellings that are not the tokeniser's own; inside a character nobody can tell yet."""
-        if not self.canonical or not ended or not _whole_characters(self.text):
+        if not self.canonical or not ended or not whole_characters(self.text):
             return ended
         own = tuple(self.tokenize(self.text))
         return {tokens: weight for tokens, weight in ended.items() if tokens == own}
@@ -151,7 +151,7 @@ class Lattice:
         self.healed += 1
 
 
-def _whole_characters(text: bytes) -> bool:
+def whole_characters(text: bytes) -> bool:
     """Whether the text does not end inside a UTF-8 character."""
     tail = text[-4:]
     for back, byte in enumerate(reversed(tail), start=1):

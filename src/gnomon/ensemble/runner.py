@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from gnomon.engine.runner import Rows
@@ -21,16 +20,16 @@ from gnomon.ensemble.prompts import understand
 from gnomon.ensemble.retokenize import GrowingText
 from gnomon.ensemble.symbol_runner import SymbolRunner, SymbolText
 from gnomon.ensemble.told import Told
-from gnomon.ensemble.union import UnionCore
+from gnomon.ensemble.union import UnionCore, Voice
 from gnomon.errors import GnomonError
 
 
 @dataclass
 class UnionText(SymbolText):
-    """growing: each member's view of what was generated. logits [V] by member: those that stand at its end."""
+    """growing: each member's view of what was generated. voices: of the members that stand at its end."""
 
     growing: list[GrowingText] = field(default_factory=list)
-    logits: dict[int, Tensor] = field(default_factory=dict)
+    voices: dict[int, Voice] = field(default_factory=dict)
 
     def ids(self, member: int, data: bytes) -> list[int]:
         assert self.prompts is not None
@@ -65,7 +64,7 @@ class EnsembleRunner(SymbolRunner[UnionText]):
         return UnionText(sequence, told, growing=[GrowingText(member.retokenizer) for member in self.members])
 
     def _changed(self, text: UnionText) -> None:
-        text.logits.clear()
+        text.voices.clear()
 
     def _understand(self, text: UnionText) -> None:
         """The prompt in every member's tokens, once it is known whole."""
@@ -94,7 +93,7 @@ class EnsembleRunner(SymbolRunner[UnionText]):
     def _asked_later(self, text: UnionText) -> list[int]:
         """The others, where the primary's gate opens."""
         policy, told = text.told.policy, text.told
-        if policy.when == "every" or policy.primary in told.dropped or policy.primary not in text.logits:
+        if policy.when == "every" or policy.primary in told.dropped or policy.primary not in text.voices:
             return []
         if not self._gate_opens(text):
             return []
@@ -102,16 +101,13 @@ class EnsembleRunner(SymbolRunner[UnionText]):
 
     def _gate_opens(self, text: UnionText) -> bool:
         """Whether the primary is unsure enough to ask the others."""
-        policy = text.told.policy
-        logprobs_V = torch.log_softmax(text.logits[policy.primary], dim=-1)
-        if policy.when == "gate":
-            return bool(logprobs_V.max().exp() < policy.threshold)
-        return bool(-(logprobs_V.exp() * logprobs_V.clamp_min(-1e4)).sum() > policy.threshold)
+        policy, leader = text.told.policy, text.voices[text.told.policy.primary]
+        return leader.best < policy.threshold if policy.when == "gate" else leader.entropy > policy.threshold
 
     def _advance(self, asked: Sequence[tuple[UnionText, int]], failed: dict[int, GnomonError]) -> None:
-        """Bring members up to date with texts; what is there stands in text.logits afterwards."""
+        """Bring members up to date with texts; what they say stands in text.voices afterwards."""
         for m, member in enumerate(self.members):
-            texts = [text for text, who in asked if who == m and m not in text.logits and text.sequence not in failed]
+            texts = [text for text, who in asked if who == m and m not in text.voices and text.sequence not in failed]
             jobs = []
             for text in texts:
                 data = self.symbols.text(text.symbols[text.begun :])
@@ -123,7 +119,7 @@ class EnsembleRunner(SymbolRunner[UnionText]):
             results = self._advance_member(member, jobs, self.token_budget)
             for text, result in zip(texts, results, strict=True):
                 if isinstance(result, Tensor):
-                    text.logits[m] = result
+                    text.voices[m] = self.core.voice(m, result)
                 elif isinstance(result, GnomonError):
                     self._failed(text, m, result, failed)
 
@@ -131,21 +127,18 @@ class EnsembleRunner(SymbolRunner[UnionText]):
         told, policy = text.told, text.told.policy
         alone = policy.when != "every" and policy.primary not in told.dropped
         wanted = set(self._asked_first(text))
-        if alone and policy.primary in text.logits and self._gate_opens(text):
+        if alone and policy.primary in text.voices and self._gate_opens(text):
             wanted |= {m for m in range(len(self.members)) if m not in told.dropped}
-        if not wanted <= text.logits.keys():
+        if not wanted <= text.voices.keys():
             return None
-        rows = self.core.rows([text.logits.get(m) if m in wanted else None for m in range(len(self.members))])
-        speaking = [m for m, row in enumerate(rows) if row is not None]
-        weights = told.weights()
-        if len(speaking) == 1:
-            fused = rows[speaking[0]]
-            assert fused is not None
-        else:
-            voices = [row for row in rows if row is not None]
-            fused = self.core.fused(voices, policy, [weights[m] for m in speaking], masked=told.masked)
+        voices = {m: text.voices[m] for m in sorted(wanted)}
+        fused = self.core.fused(voices, policy, told.weights(), masked=told.masked)
         told.steps += 1
-        told.fused_steps += len(speaking) > 1
-        told.fused = len(speaking) > 1
-        told.votes = {len(text.symbols): lambda symbol: [None if row is None else float(row[symbol]) for row in rows]}
-        return fused.clone() if any(fused is row for row in rows) else fused
+        told.fused_steps += len(voices) > 1
+        told.fused = len(voices) > 1
+        told.votes = {
+            len(text.symbols): lambda symbol: [
+                voices[m].at([symbol])[0] if m in voices else None for m in range(len(self.members))
+            ]
+        }
+        return fused

@@ -1,24 +1,30 @@
 """What a member thinks of every byte of a known text, and bits per byte.
 
-The text's own tokens are computed in one pass, as for perplexity; the lattice then asks for few other spellings, whose
-logits are computed on a fork of the pages. Runs on whatever thread owns the member.
+The text's own tokens are computed in one pass, as for perplexity. The lattice also asks for other spellings, mostly the
+tokeniser's own for a text that ends inside the next token: those are computed ahead, many in one pass, on forks of the
+pages. Rows do not depend on what else is in a pass, so that changes no bit. Runs on whatever thread owns the member.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from gnomon.ensemble.lattice import STOP, Lattice
+from gnomon.ensemble.lattice import STOP, Lattice, whole_characters
 from gnomon.ensemble.member import Member
+from gnomon.ensemble.retokenize import GrowingText
 from gnomon.ensemble.trie import Floats
 from gnomon.errors import ContextLengthExceeded, OutOfMemory, UnsupportedModel
 from gnomon.kernels.batch import PAGE, Span
 
-CHUNK = 64
-"""Tokens computed at once: their rows of logits are in memory together."""
+log = logging.getLogger("gnomon.ensemble")
+CHUNK = 32
+"""Tokens computed at once: the rows of logits of two chunks are in memory together."""
+AHEAD = 32
+"""Bytes for whose spellings branches are computed ahead, in one pass."""
 SEQUENCE = -2
 
 
@@ -37,6 +43,7 @@ class Trunk:
         self.ids = list(ids)
         self.computed = 0
         self.rows: dict[int, Tensor] = {}
+        self.branches: dict[tuple[int, ...], Tensor] = {}
         self.pages = self._allocate(-(-len(ids) // PAGE))
 
     def close(self) -> None:
@@ -44,38 +51,69 @@ class Trunk:
         self.member.runner.release(SEQUENCE)
         self.pages = []
 
+    def prepare(self, texts: Iterable[Sequence[int]]) -> None:
+        """Compute the branches among these texts in one pass; what was prepared before is forgotten."""
+        self.branches = {}
+        wanted = {tuple(ids) for ids in texts}
+        branches = [(ids, common) for ids in sorted(wanted) if (common := self._common(ids)) < len(ids)]
+        if not branches:
+            return
+        self._compute(max(common for _, common in branches))
+        spans, own = [], []
+        try:
+            for place, (ids, common) in enumerate(branches):
+                pages = self._fork(ids, common)
+                own += pages
+                spans.append(self._span(place, ids, common, pages))
+            for (ids, _), rows in zip(branches, self.member.runner.step(spans), strict=True):
+                self.branches[ids] = rows[-1]
+        except OutOfMemory:
+            log.debug("No pages to compute branches ahead: they follow one by one.")
+        finally:
+            self.member.pool.release(own)
+
     def logits(self, ids: Sequence[int]) -> Tensor:
         """[V] after these tokens."""
-        common = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), None)
-        if common is None and len(ids) <= len(self.ids):
-            self._compute(len(ids))
-            return self.rows[len(ids)]
-        return self._branch(list(ids), len(self.ids) if common is None else common)
+        key = tuple(ids)
+        if key in self.branches:
+            return self.branches[key]
+        common = self._common(key)
+        self._compute(common)
+        if common == len(key):
+            return self.rows[common]
+        own = self._fork(key, common)
+        try:
+            (rows,) = self.member.runner.step([self._span(0, key, common, own)])
+            return rows[-1]
+        finally:
+            self.member.pool.release(own)
+
+    def _common(self, ids: Sequence[int]) -> int:
+        shorter = min(len(self.ids), len(ids))
+        return next((i for i in range(shorter) if self.ids[i] != ids[i]), shorter)
 
     def _compute(self, length: int) -> None:
-        """Bring the trunk to `length` tokens; rows of the chunks before are forgotten."""
+        """Bring the trunk to `length` tokens; rows older than the chunk before are forgotten."""
         while self.computed < length:
             chunk = self.ids[self.computed : self.computed + CHUNK]
             span = Span(SEQUENCE, chunk, self.computed, self.pages, "all", self.member.sides)
             (rows,) = self.member.runner.step([span])
-            self.rows = {self.computed + 1 + place: row for place, row in enumerate(rows)} | (
-                {self.computed: self.rows[self.computed]} if self.computed else {}
-            )
+            self.rows = {end: row for end, row in self.rows.items() if end > self.computed - CHUNK}
+            self.rows |= {self.computed + 1 + place: row for place, row in enumerate(rows)}
             self.computed += len(chunk)
 
-    def _branch(self, ids: list[int], common: int) -> Tensor:
-        self._compute(common)
+    def _fork(self, ids: Sequence[int], common: int) -> list[int]:
+        """Pages of a branch's own: the rest of the page in which it leaves the trunk, and what follows."""
         shared = common // PAGE
         own = self._allocate(-(-len(ids) // PAGE) - shared)
-        try:
-            if common % PAGE:
-                for keys, values in self.member.runner.pages:
-                    keys[own[0]], values[own[0]] = keys[self.pages[shared]], values[self.pages[shared]]
-            span = Span(SEQUENCE - 1, ids[common:], common, self.pages[:shared] + own, "last", self.member.sides)
-            (rows,) = self.member.runner.step([span])
-            return rows[-1]
-        finally:
-            self.member.pool.release(own)
+        if common % PAGE:
+            for keys, values in self.member.runner.pages:
+                keys[own[0]], values[own[0]] = keys[self.pages[shared]], values[self.pages[shared]]
+        return own
+
+    def _span(self, place: int, ids: Sequence[int], common: int, own: list[int]) -> Span:
+        pages = self.pages[: common // PAGE] + own
+        return Span(SEQUENCE - 1 - place, list(ids[common:]), common, pages, "last", self.member.sides)
 
     def _allocate(self, count: int) -> list[int]:
         pages: list[int] = []
@@ -91,9 +129,13 @@ class Trunk:
 def byte_probabilities(member: Member, lattice: Lattice, context: list[int], data: bytes) -> Floats:
     """The probability of each byte of `data` after the context's tokens, then of STOP -> [len(data) + 1]."""
     trunk = Trunk(member, context + member.retokenizer.ids(data))
+    growing = GrowingText(member.retokenizer)
     found = np.empty(len(data) + 1)
     try:
         for place in range(len(data) + 1):
+            if place % AHEAD == 0:
+                ends = (end for end in range(place, min(place + AHEAD, len(data) + 1)) if whole_characters(data[:end]))
+                trunk.prepare([*context, *growing.update(data[:end])] for end in ends)
             while (wanted := lattice.wanted()) is not None:
                 lattice.give(trunk.logits([*context, *wanted]).numpy())
             distribution = lattice.distribution()
