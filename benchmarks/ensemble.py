@@ -28,6 +28,7 @@ from gnomon.ensemble.compare import Contender, Item, _add_differences, _interval
 from gnomon.ensemble.scoring import bits, mixed, tuned_weights
 from gnomon.loading import load
 
+UNTIL = time.perf_counter() + float(os.environ.get("LIMIT", "inf"))
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "merge-ensemble"
 KEPT = ROOT / ".bench" / "ensemble"
@@ -80,8 +81,10 @@ class Scorer:
             self.known[key] = values[:-1]
             self.fresh += 1
             print(self.name, len(text), round(time.perf_counter() - started, 1), file=sys.stderr, flush=True)
-            if self.fresh % 20 == 0:
+            if self.fresh % 20 == 0 or time.perf_counter() > UNTIL:
                 self.keep()
+            if time.perf_counter() > UNTIL:
+                sys.exit("Time is up; what is scored is kept.")
         return np.array(self.known[key])
 
     def keep(self) -> None:

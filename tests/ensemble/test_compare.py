@@ -72,7 +72,7 @@ def test_a_check_measures_overlap_bits_and_cost(duo_dirs: list[Path]) -> None:
 
 def test_weights_from_the_prompts_perplexity_favour_the_member_it_suits(duo: Model) -> None:
     prompt = "the band in the sand and the band"
-    members = duo._members  # type: ignore[attr-defined]
+    members = duo.members  # type: ignore[attr-defined]
     spent = [m.prompt_bits(m.tokenizer.encode(prompt), 64) for m in members]
     told = duo.generate(prompt, max_tokens=2, seed=1, logprobs=0, ensemble={"weigh": "perplexity", "sharpness": 50})
     alone = [float(spent[0] < spent[1]), float(spent[1] <= spent[0])]

@@ -12,10 +12,14 @@ import httpx
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import gnomon
 from gnomon.ensemble import Ensemble
+from gnomon.ensemble.byte_runner import ByteRunner
 from gnomon.ensemble.retokenize import GrowingText, Retokenizer
+from gnomon.ensemble.union import UnionCore
 from gnomon.errors import ConfigError, EngineFailure, GnomonError, NotAllowedInRequest, UsageError
 from gnomon.generation import Generation
 from gnomon.model import Model
@@ -73,7 +77,7 @@ def test_members_that_must_share_few_pages_give_the_same(duo: Model, duo_dirs: l
 
 def test_cached_logits_equal_a_full_pass_bit_for_bit(duo: Model) -> None:
     generation = run(duo, "the band", max_tokens=20, temperature=1.2, ignore_eos=True, ensemble={"trace": True})
-    members = duo._members  # type: ignore[attr-defined]
+    members = duo.members  # type: ignore[attr-defined]
     told = [token.trace["ensemble"]["votes"] for token in generation.logprobs or ()]  # type: ignore[index]
     symbols = duo.tokenizer.symbols  # type: ignore[attr-defined]
     for place, symbol in enumerate(generation.token_ids):
@@ -115,7 +119,7 @@ def test_identical_members_equal_the_model_up_to_rounding(
 
 
 def test_a_step_equals_one_computed_by_hand(duo: Model) -> None:
-    members = duo._members  # type: ignore[attr-defined]
+    members = duo.members  # type: ignore[attr-defined]
     generation = run(duo, "the band", max_tokens=1, temperature=0, logprobs=20)
     by_bytes: dict[bytes, float] = {}
     for model, member in zip(duo.models, members, strict=True):  # type: ignore[attr-defined]
@@ -135,7 +139,7 @@ def test_a_voice_says_the_same_in_all_its_forms(duo: Model) -> None:
     for place, model in enumerate(duo.models):  # type: ignore[attr-defined]
         logits = model.logits("the band")[-1]
         voice = core.voice(place, logits)
-        room = [torch.empty(size).numpy() for size in (core.symbols.size + 1, core.symbols.size)]
+        room = [torch.empty(size).numpy() for size in (core.symbols.size + 99, core.symbols.size)]
         assert torch.allclose(torch.from_numpy(voice.shares(*room)), voice.row().exp(), atol=1e-7)
         assert float(voice.row().exp().sum()) == pytest.approx(1, abs=1e-5)
         assert voice.at(list(range(core.symbols.size))) == voice.row().tolist()
@@ -181,7 +185,7 @@ def test_a_conversation_goes_through_each_members_own_template(tmp_path: Path, d
 
         prompt, length = understand(both.tokenizer.symbols, ids, None)  # type: ignore[attr-defined]
         assert length == len(ids)
-        first, second = (member.prompt_ids(prompt) for member in both._members)
+        first, second = (member.prompt_ids(prompt) for member in both.members)
         assert both.models[0].tokenizer.decode(second, skip_special_tokens=False)
         assert both.models[1].tokenizer.decode(second) == "[hi <|im_end|> there]>"
         assert first == both.models[0].render([{"role": "user", "content": "hi <|im_end|> there"}])
@@ -223,7 +227,7 @@ def test_a_member_that_dies_ends_the_request_or_is_left_out(
 ) -> None:
     for policy in ("fail", "continue"):
         with Ensemble(duo_dirs, threads=1, on_failure=policy) as model:
-            member, calls = model._members[1], iter(range(100))
+            member, calls = model.members[1], iter(range(100))
             advance = member.advance
 
             def dying(jobs: Any, budget: int, advance: Any = advance, calls: Any = calls) -> Any:
@@ -281,6 +285,37 @@ def test_a_member_without_an_end_token_is_refused(tmp_path: Path, duo_dirs: list
     (endless / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>"}))
     with pytest.raises(GnomonError, match="share no stop symbol"):
         Ensemble([endless, duo_dirs[1]], threads=1)
+
+
+def test_members_without_a_common_alphabet_have_no_common_language(tmp_path: Path, duo_dirs: list[Path]) -> None:
+    words = {word: place for place, word in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "cat", "mat"])}
+    whole = Tokenizer(WordLevel(words, unk_token="cat"))
+    wordy = write_tiny_model(tmp_path / "wordy", seed=4, tokenizer=whole)
+    for core in ("union", "byte"):
+        with pytest.raises(GnomonError, match=r"no language in common.*has no tokens for single bytes"):
+            Ensemble([wordy, duo_dirs[1]], threads=1, core=core)
+
+
+def test_a_byte_that_one_member_cannot_say_is_said_by_nobody(duo_dirs: list[Path]) -> None:
+    with Ensemble(duo_dirs, threads=1) as whole:
+        first, second = whole.members
+        del second.retokenizer.byte_tokens[ord("z")]
+        symbols = UnionCore.vocabulary([first, second])
+        assert not any(b"z" in text for text in symbols.strings) and b"a" in symbols.index
+        with pytest.raises(GnomonError, match="can say the byte 0x7a"):
+            symbols.of_byte(ord("z"))
+        runner = ByteRunner([first, second], whole.policy, whole.options)
+        chances = runner.next_bytes(b"the band")
+        assert chances[ord("z")] == 0 and sum(chances) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_a_sweep_says_of_a_gate_is_what_the_gate_does(duo: Model, duo_dirs: list[Path]) -> None:
+    (seen,) = duo.judge("the band", [" in the sand"])  # type: ignore[attr-defined]
+    threshold = sorted(j.best for j in seen)[len(seen) // 2]
+    with Ensemble(duo_dirs, threads=1, when="gate", threshold=threshold) as gate:
+        expected = sum(j.fused if j.best < threshold else j.alone for j in seen)
+        assert gate.score("the band", " in the sand").logprob == pytest.approx(expected, abs=1e-4)
+        assert 0 < sum(j.best < threshold for j in seen) < len(seen)
 
 
 def test_a_prompt_too_long_for_one_member_names_it(duo: Model) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gnomon.engine.runner import Rows
 from gnomon.ensemble.fusion import fuse
+from gnomon.ensemble.language import common_alphabet
 from gnomon.ensemble.lattice import Lattice
 from gnomon.ensemble.member import Job, Member
 from gnomon.ensemble.options import EnsembleOptions, Policy
@@ -64,6 +65,8 @@ class ByteRunner(SymbolRunner[ByteText]):
             on_failure=options.on_failure,
         )
         self.options = options
+        common = common_alphabet(self.members)
+        self.forbidden = [byte for byte in range(256) if byte not in common]
         self.tries = [ByteTrie(member.retokenizer.texts, member.stops) for member in members]
 
     def next_bytes(self, prefix: bytes) -> Floats:
@@ -170,10 +173,12 @@ class ByteRunner(SymbolRunner[ByteText]):
                 float(votes[m][symbol]) if m in votes else None for m in range(len(self.members))
             ]
         }
-        if len(rows) == 1:
-            return rows[0].clone()
         how = {"alpha": policy.alpha, "plausible": policy.plausible}
-        return fuse(rows, [weights[m] for m in speaking], policy.fuse, **how)
+        row = rows[0].clone() if len(rows) == 1 else fuse(rows, [weights[m] for m in speaking], policy.fuse, **how)
+        if not self.forbidden or len(self.members) == 1:
+            return row
+        row[self.forbidden] = -torch.inf
+        return torch.log_softmax(row, dim=-1)
 
 
 def as_row(probabilities: Floats) -> Tensor:

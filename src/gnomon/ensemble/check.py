@@ -6,14 +6,15 @@ hurt each other. Points here are percent of bits per byte, the only measure that
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from gnomon.ensemble.ensemble import Ensemble
-from gnomon.ensemble.prompts import Prompt
+from gnomon.ensemble.runner import Judged
 from gnomon.ensemble.scoring import bits, mixed, tuned_weights
 from gnomon.errors import UsageError
 
@@ -115,10 +116,22 @@ def sweep_weight(ensemble: Ensemble, text: str, steps: int = 11) -> list[dict[st
 
 
 def sweep_gate(ensemble: Ensemble, text: str) -> list[dict[str, float]]:
-    """What a gate would save on this text: the share of tokens at which the primary is less sure than a threshold."""
-    leader = ensemble.members[ensemble.policy.primary]
-    ids = leader.prompt_ids(Prompt(text.encode("utf-8")[:MOST_BYTES]))[: leader.max_context]
-    rows = ensemble.worker.run_exclusive(lambda: leader.rows(ids, 64))
-    sure = np.array([float(torch.softmax(row, -1).max()) for row in rows])
-    grid = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    return [{"threshold": t, "fused_share": round(float((sure < t).mean()), 4)} for t in grid]
+    """What a gate would do on this text at each threshold: the share of tokens it would fuse, and bits per byte.
+
+    Thresholds 0 (the primary alone) and 1 (all but certain tokens) are the ends of the scale.
+    """
+    data = text.encode("utf-8")[:MOST_BYTES].decode("utf-8", "ignore")
+    (seen,) = ensemble.judge("", [data])
+    size = len(data.encode("utf-8"))
+    grid = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    return [{"threshold": t, **gated(seen, size, t)} for t in grid]
+
+
+def gated(seen: Sequence[Judged], size: int, threshold: float) -> dict[str, float]:
+    """The share of fused tokens and the bits per byte of a text under a gate."""
+    spent = sum(j.fused if j.best < threshold else j.alone for j in seen)
+    opened = sum(j.best < threshold for j in seen)
+    return {
+        "fused_share": round(opened / len(seen), 4),
+        "bits_per_byte": round(-spent / math.log(2) / size, 4),
+    }

@@ -42,7 +42,8 @@ def resolve(ref: str | Path) -> Resolved | None:
 
 def opened(content: Mapping[str, Any], folder: Path, settings: LoadSettings, name: str | None = None) -> Any:
     """The ensemble that options describe; relative paths in them are relative to `folder`."""
-    from gnomon.ensemble.ensemble import Ensemble, check_options
+    from gnomon.ensemble.ensemble import Ensemble
+    from gnomon.ensemble.opening import check_options
 
     options: EnsembleOptions = check_options(content)
     if not options.members:
@@ -166,8 +167,8 @@ def _relative(model: str, folder: Path) -> str:
 
 def members_of(ref: str) -> tuple[list[str | MemberOptions], list[float]]:
     """The members of a reference and their normalised votes; a model that is no ensemble is its own only member."""
-    from gnomon.ensemble.ensemble import check_options
     from gnomon.ensemble.fusion import normalised
+    from gnomon.ensemble.opening import check_options
 
     content, folder = _content(ref)
     if content is None:

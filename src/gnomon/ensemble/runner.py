@@ -9,7 +9,7 @@ Legend: S symbols, V a member's vocabulary, R rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -34,6 +34,15 @@ class UnionText(SymbolText):
     def ids(self, member: int, data: bytes) -> list[int]:
         assert self.prompts is not None
         return self.prompts[member] + self.growing[member].update(data)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A symbol of a known text: the primary's best probability there, the symbol's log-probability alone and fused."""
+
+    best: float
+    alone: float
+    fused: float
 
 
 class EnsembleRunner(SymbolRunner[UnionText]):
@@ -61,7 +70,10 @@ class EnsembleRunner(SymbolRunner[UnionText]):
         self.core = core
 
     def _new_text(self, sequence: int, told: Told) -> UnionText:
-        return UnionText(sequence, told, growing=[GrowingText(member.retokenizer) for member in self.members])
+        return UnionText(sequence, told, growing=self._growing())
+
+    def _growing(self) -> list[GrowingText]:
+        return [GrowingText(member.retokenizer) for member in self.members]
 
     def _changed(self, text: UnionText) -> None:
         text.voices.clear()
@@ -72,6 +84,36 @@ class EnsembleRunner(SymbolRunner[UnionText]):
             return
         prompt, text.begun = understand(self.symbols, text.symbols, text.told.prompt_length)
         text.prompts = text.told.prompts or [member.prompt_ids(prompt) or member.start_ids() for member in self.members]
+
+    def judge(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[Judged]]:
+        """What a gate would see at every symbol of some continuations of a prompt: all members are asked everywhere.
+
+        To be called on the engine's thread, between steps.
+        """
+        names = [member.name for member in self.members]
+        policy = replace(self.policy, when="every")
+        made = [
+            UnionText(-2 - place, Told(names, policy, len(prompt)), list(prompt), growing=self._growing())
+            for place in range(len(texts))
+        ]
+        found: list[list[Judged]] = [[] for _ in texts]
+        try:
+            while asked := [p for p, symbols in enumerate(texts) if len(found[p]) < len(symbols)]:
+                for place in asked:
+                    made[place].symbols = [*prompt, *texts[place][: len(found[place])]]
+                    self._understand(made[place])
+                for place, row in zip(asked, self._rows([made[p] for p in asked]), strict=True):
+                    if isinstance(row, Tensor):
+                        symbol = texts[place][len(found[place])]
+                        leader = made[place].voices[policy.primary]
+                        found[place].append(Judged(leader.best, leader.at([symbol])[0], float(row[symbol])))
+                        made[place].voices.clear()
+                    elif row is not None:
+                        raise row
+        finally:
+            for text in made:
+                self.release(text.sequence)
+        return found
 
     # -- all texts of a step ------------------------------------------------------------------------------------
 

@@ -37,6 +37,12 @@ class Symbols:
             raise PromptError(f"Symbol {symbol} is outside the ensemble's vocabulary 0..{self.size - 1}.")
         return self.strings[symbol] if symbol < self.stop else SIGNS[symbol - self.stop]
 
+    def of_byte(self, byte: int) -> int:
+        """The symbol of a single byte. Raises PromptError where members have none in common."""
+        if (found := self.index.get(bytes([byte]))) is None:
+            raise PromptError(f"Not every member of the ensemble can say the byte 0x{byte:02x}.", param="prompt")
+        return found
+
     def text(self, ids: Iterable[int]) -> bytes:
         """The joined bytes of the symbols that are no signs."""
         return b"".join(self.strings[i] for i in ids if i < self.stop)
@@ -83,7 +89,7 @@ def split_by(tokens: Callable[[str], Sequence[bytes]], symbols: Symbols) -> Call
         found: list[int] = []
         for token in tokens(text):
             place = symbols.index.get(token)
-            found += [place] if place is not None else [symbols.index[bytes([byte])] for byte in token]
+            found += [place] if place is not None else [symbols.of_byte(byte) for byte in token]
         return found
 
     return split

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnomon.ensemble.fusion import fuse
+from gnomon.ensemble.language import common_alphabet
 from gnomon.ensemble.member import Member
 from gnomon.ensemble.options import Policy
 from gnomon.ensemble.symbols import Symbols
@@ -53,8 +54,8 @@ class SymbolMap:
         for token, text in enumerate(member.retokenizer.texts):
             if token in member.stops:
                 symbol_V[token] = symbols.stop
-            elif text:
-                symbol = symbol_V[token] = symbols.index[text]
+            elif (symbol := symbols.index.get(text, -1)) >= 0:
+                symbol_V[token] = symbol
                 if token_S[symbol] == size:
                     token_S[symbol] = token
                 else:
@@ -68,16 +69,23 @@ class SymbolMap:
         if renormalize and len(self.silent):
             logits = logits.copy()
             logits[self.silent] = -np.inf
-        return Voice(self, logits, torch.softmax(torch.from_numpy(logits), dim=-1).numpy())
+        probabilities = torch.softmax(torch.from_numpy(logits), dim=-1).numpy()
+        best = int(logits.argmax())
+        norm = np.float32(float(logits[best]) - math.log(float(probabilities[best])))
+        return Voice(self, logits, probabilities, norm)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What one member thinks, over its own tokens and so over symbols. Rows [S] are made only where they are needed."""
+    """What one member thinks, over its own tokens and so over symbols. Rows [S] are made only where they are needed.
+
+    norm: what is taken from a logit to make it a log-probability.
+    """
 
     mapped: SymbolMap
     logits_V: Row
     probabilities_V: Row
+    norm: np.float32
 
     @property
     def best(self) -> float:
@@ -90,12 +98,6 @@ class Voice:
         p = self.probabilities_V[self.probabilities_V > 0].astype(np.float64)
         return float(-(p * np.log(p)).sum())
 
-    @property
-    def norm(self) -> float:
-        """What is taken from a logit to make it a log-probability."""
-        place = int(self.logits_V.argmax())
-        return float(self.logits_V[place]) - math.log(float(self.probabilities_V[place]))
-
     def at(self, symbols: Sequence[int]) -> list[float]:
         """Log-probabilities of some symbols, -inf for what it cannot say."""
         return [self._log(symbol) for symbol in symbols]
@@ -103,14 +105,14 @@ class Voice:
     def _log(self, symbol: int) -> float:
         mapped, logits_V = self.mapped, self.logits_V
         if symbol == mapped.stop:
-            return float(np.logaddexp.reduce(logits_V[mapped.stops]) - np.float32(self.norm))
+            return float(np.logaddexp.reduce(logits_V[mapped.stops]) - self.norm)
         token = int(mapped.token_S[symbol])
         if token == len(logits_V):
             return -math.inf
         score = logits_V[token]
         for other in mapped.doubles[mapped.symbol_V[mapped.doubles] == symbol]:
             score = np.logaddexp(score, logits_V[other])
-        return float(score - np.float32(self.norm))
+        return float(score - self.norm)
 
     def row(self) -> Tensor:
         """Log-probabilities of all symbols [S]."""
@@ -118,7 +120,7 @@ class Voice:
         row_S = np.append(self.logits_V, np.float32(-np.inf))[mapped.token_S]
         np.logaddexp.at(row_S, mapped.symbol_V[mapped.doubles], self.logits_V[mapped.doubles])
         row_S[mapped.stop] = np.logaddexp.reduce(self.logits_V[mapped.stops])
-        row_S -= np.float32(self.norm)
+        row_S -= self.norm
         return torch.from_numpy(row_S)
 
     def shares(self, scratch_V: Row, out_S: Row) -> Row:
@@ -146,8 +148,10 @@ class UnionCore:
 
     @staticmethod
     def vocabulary(members: Sequence[Member]) -> Symbols:
-        """Every member's strings, and all single bytes that some member can say."""
-        return Symbols(text for member in members for text in member.retokenizer.texts)
+        """Every member's strings that all members can spell, in their own tokens or byte by byte."""
+        missing = frozenset(range(256)) - common_alphabet(members)
+        texts = {text for member in members for text in member.retokenizer.texts}
+        return Symbols(text for text in texts if missing.isdisjoint(text))
 
     def voice(self, member: int, logits_V: Tensor) -> Voice:
         """A member's opinion from its logits."""
