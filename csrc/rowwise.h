@@ -72,7 +72,22 @@ inline void layer_norm(const float* x, const float* weight, const float* bias, f
   for (int64_t k = 0; bias && k < K; ++k) y[k] = y[k] + bias[k];
 }
 
-enum Activation : int64_t { SILU = 0, GELU = 1, SIGMOID = 2 };
+// x * Phi(x). erfc(z) = t exp(-z^2 + P(t)), t = 2 / (2 + z): P fitted on z in [0, 6], relative error 1e-10.
+inline float gelu_erf1(float x) {
+  const double terms[13] = {1.2274669627272709e-06, 4.639953926570482e-07,  -1.3294706457593935e-05,
+                            1.085559250251194e-05,  8.124435953193092e-05,  -0.0001959775844027726,
+                            -0.00033013778771450033, 0.002029053603502443,  0.0004935176904777743,
+                            -0.021523677726912008,  0.005570762865573047,   0.5153126882572084,
+                            -0.5014367259303846};
+  const double wide = double(x), z = (wide < 0.0 ? -wide : wide) * 0.7071067811865476;
+  const double t = 2.0 / (2.0 + z), k = (t - 0.625) / 0.375;
+  double p = terms[0];
+  for (int i = 1; i < 13; ++i) p = p * k + terms[i];
+  const double tail = z > 6.0 ? 0.0 : 0.5 * (t * exp64(p - z * z));
+  return float(wide * (wide < 0.0 ? tail : 1.0 - tail));
+}
+
+enum Activation : int64_t { SILU = 0, GELU = 1, SIGMOID = 2, GELU_ERF = 3 };
 
 // Pieces of a fixed size, so that no element's path depends on where a thread begins.
 inline void activate(Pool& pool, Activation which, const float* x, float* y, int64_t count) {
@@ -83,6 +98,8 @@ inline void activate(Pool& pool, Activation which, const float* x, float* y, int
       for (int64_t i = task * PIECE; i < end; ++i) y[i] = silu1(x[i]);
     else if (which == GELU)
       for (int64_t i = task * PIECE; i < end; ++i) y[i] = gelu1(x[i]);
+    else if (which == GELU_ERF)
+      for (int64_t i = task * PIECE; i < end; ++i) y[i] = gelu_erf1(x[i]);
     else
       for (int64_t i = task * PIECE; i < end; ++i) y[i] = 1.0f / (1.0f + exp1(-x[i]));
   });

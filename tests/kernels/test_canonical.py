@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from gnomon.errors import UnsupportedModel, UsageError
 from gnomon.kernels import canonical, coverage, library, native_reason
@@ -219,7 +220,7 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.ELU())
         self.pool = nn.AvgPool1d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,18 +231,48 @@ def test_every_operator_that_is_not_covered_is_named_with_its_module() -> None:
     report = coverage(Odd(), torch.randn(3, 8))
     assert not report.complete and "gnomon.linear.default" in report.covered
     found = {(operator.split(".")[1], place) for operator, place in report.uncovered}
-    assert found == {("gelu", "inner.1"), ("avg_pool2d", "pool"), ("mean", "")} or found == {
-        ("gelu", "inner.1"),
+    assert found == {("elu", "inner.1"), ("avg_pool2d", "pool"), ("mean", "")} or found == {
+        ("elu", "inner.1"),
         ("avg_pool1d", "pool"),
         ("mean", ""),
     }
 
 
 def test_a_module_with_an_uncovered_operator_is_refused() -> None:
-    with canonical(), pytest.raises(UnsupportedModel, match=r"aten\.gelu\.default in inner\.1"):
+    with canonical(), pytest.raises(UnsupportedModel, match=r"aten\.elu\.default in inner\.1"):
         Odd()(torch.randn(3, 8))
     with canonical(check=False):
         Odd()(torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("kernel", ["native", "torch"])
+def test_the_erf_form_of_gelu_is_torchs_and_has_its_gradient(kernel: str) -> None:
+    x = torch.cat([torch.linspace(-9, 9, 4001), torch.tensor([-1e30, -40.0, 0.0, 40.0, 1e30])]).requires_grad_()
+    expected = nn.functional.gelu(x.detach().double())
+    with canonical(kernel=kernel):
+        y = nn.functional.gelu(x)
+        assert torch.equal(nn.functional.gelu(x[7:40]), y[7:40])
+    assert torch.allclose(y.double(), expected, rtol=1e-6, atol=1e-9)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    other = x.detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(nn.functional.gelu(other).sum(), other)
+    assert torch.equal(found, wanted)
+
+
+def test_a_sentence_encoder_is_covered_and_keeps_its_bits_in_company() -> None:
+    """BERT's parts: layer norms, erf-GELU, attention in both directions under a padding mask (MiniLM in the zoo)."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=90, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80)
+    module = BertModel(config).eval()
+    long, short = torch.randint(0, 90, (1, 150)), torch.randint(0, 90, (1, 70))
+    both = torch.cat([long, nn.functional.pad(short, (0, 80))])
+    mask = torch.tensor([[1] * 150, [1] * 70 + [0] * 80])
+    with torch.no_grad(), canonical():
+        alone = module(short).last_hidden_state
+        together = module(both, attention_mask=mask).last_hidden_state
+        assert torch.equal(together[1, :70], alone[0])
+    with torch.no_grad():
+        assert torch.allclose(module(short).last_hidden_state, alone, atol=1e-5)
 
 
 def test_dropout_is_refused_in_training_and_free_in_evaluation() -> None:

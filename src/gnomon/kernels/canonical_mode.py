@@ -255,7 +255,7 @@ def _silu(state: _State, x: Tensor, inplace: bool = False) -> Any:
 
 
 def _gelu(state: _State, x: Tensor, approximate: str = "none") -> Any:
-    return ops.activate(x, "gelu", state.profile) if approximate == "tanh" else NotImplemented
+    return ops.activate(x, "gelu" if approximate == "tanh" else "gelu_erf", state.profile)
 
 
 def _sigmoid(state: _State, x: Tensor) -> Any:

@@ -197,7 +197,7 @@ def log_softmax(x: Tensor, profile: str) -> Tensor:
 
 @torch.library.custom_op("gnomon::activate", mutates_args=())
 def activate(x: Tensor, which: str, profile: str) -> Tensor:
-    """which: "silu" | "gelu" (the tanh form) | "sigmoid"."""
+    """which: "silu" | "gelu" (the tanh form) | "gelu_erf" | "sigmoid"."""
     return rowwise.activate(operators_of(profile), which, _plain(x))
 
 
@@ -249,6 +249,8 @@ def _activate_backward(ctx: Any, grad: Tensor) -> Any:
             of_x = torch.ops.aten.silu_backward(grad, x.float())
         elif ctx.which == "gelu":
             of_x = torch.ops.aten.gelu_backward(grad, x.float(), approximate="tanh")
+        elif ctx.which == "gelu_erf":
+            of_x = torch.ops.aten.gelu_backward(grad, x.float())
         else:
             gate = torch.sigmoid(x.float())
             of_x = grad * gate * (1 - gate)
