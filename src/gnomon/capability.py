@@ -87,6 +87,9 @@ class TokenGate(Protocol):
     def judge(self, event: TokenEvent) -> Ruling:
         """The stage has accepted this token already."""
 
+    def note(self) -> Mapping[str, Any]:
+        """What is worth knowing of the latest token, by capability, for those who ask for log-probabilities."""
+
     def outcome(self, text: str, tokens: int, *, cut: bool) -> Outcome:
         """The text as it left, with so many tokens; cut: something else ended it, perhaps in the middle."""
 
@@ -176,6 +179,8 @@ class Capability:
     a command-line string that is neither JSON nor @file. flags: further ways to say the options on the command line.
     runner: the kind of Model that the options need. conflicts: (other capability, why the pair is refused).
     prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
+    prompt_ids: `trim(options, ids, context)` -> the ids of a raw prompt to begin with; `healed` in the context's memory
+    is text that is generated again and not reported.
     merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
     """
 
@@ -194,6 +199,7 @@ class Capability:
     conflicts: tuple[tuple[str, str], ...] = ()
     parse: str | None = None
     prompt_stage: str | None = None
+    prompt_ids: str | None = None
     stream_order: int = 0
     merge: str | None = None
     flags: tuple[Flag, ...] = ()
@@ -357,6 +363,13 @@ class Registry:
             if capability.stream_stage and (stage := load_attribute(capability.stream_stage)(options, context)):
                 stages.stream.append(stage)
         return stages
+
+    def prompt_ids(self, parsed: ParsedOptions, ids: list[int], context: StageContext) -> list[int]:
+        """A raw prompt's token ids, as those capabilities want them that look at its end."""
+        for name, options in parsed.items():
+            if trim := self.capabilities[name].prompt_ids:
+                ids = load_attribute(trim)(options, ids, context)
+        return ids
 
     def prompt_stages(self, parsed: ParsedOptions, context: StageContext) -> list[PromptStage]:
         """What looks at this prompt before it becomes tokens."""

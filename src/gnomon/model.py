@@ -306,7 +306,9 @@ class Model:
             checked = [checked_message(message, stages) for message in prompt]
             ids = self.render(checked, **(variables or {}))
         else:
-            ids = checked_ids(self.tokenizer, prompt, stages)  # type: ignore[arg-type]
+            given = checked_ids(self.tokenizer, prompt, stages)  # type: ignore[arg-type]
+            ids = self.registry.prompt_ids(parsed, given, context)
+            context.memory["prompt_ids"] = given
         return Admitted(ids, parsed, options, context, patches)
 
     def submit(
@@ -351,6 +353,7 @@ class Model:
                 self.tokenizer,
                 want_logprobs=sampling.logprobs is not None,
                 echo=self.tokenizer.decode(ids) if sampling.echo else "",
+                healed=context.memory.get("healed", b"").decode(),
                 recorder=Recorder(replace(noted, choice=index), report) if noted and report else None,
                 sides={laid.identity: laid.side for laid in beside},
             )
@@ -371,7 +374,7 @@ class Model:
             given["patches"] = [laid.identity for laid in beside]  # a name may mean another patch tomorrow
         noted = noted_run(
             submission,
-            admitted.ids,
+            admitted.context.memory.get("prompt_ids", admitted.ids),
             given,
             model=self.name,
             reference=self.checkpoint.reference,

@@ -49,6 +49,7 @@ class TextSession:
         want_logprobs: bool = False,
         skip_special_tokens: bool = True,
         echo: str = "",
+        healed: str = "",
         gate: TokenGate | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -66,6 +67,7 @@ class TextSession:
         self.echo = echo
         self.shifted = False  # whether a stage before the last changed lengths, so that places cannot be compared
         self.private = False  # whether tokens were drawn that may be shown nowhere
+        self.unreported = len(healed)  # characters of the prompt's end that are generated again
         self.gate = gate
         self.released = ""  # what left so far; kept for the gate alone
         self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
@@ -85,6 +87,8 @@ class TextSession:
             for _ in range(ruling.rollback - 1):
                 self.held.pop()
             return Decision.rollback(ruling.rollback)
+        if self.want_logprobs and event.ends != "stop":
+            event = replace(event, trace={**(event.trace or {}), **self.gate.note()})
         self.held.append(event)
         decision = self._let_through(len(self.held) - ruling.hold)
         if decision.kind == "continue" and ruling.finish is not None:
@@ -104,7 +108,7 @@ class TextSession:
         """A token that stays: pass its text through the stages, let out what may leave. An end token is no text."""
         if event.ends == "stop":
             return Decision.CONTINUE
-        text = self.detokenizer.push(event.token_id)
+        text = self._new_part(self.detokenizer.push(event.token_id))
         self._add(event, text)
         released = self._through(text) if text else Released()
         self._hide(released.hidden)
@@ -123,7 +127,7 @@ class TextSession:
         cut = self.reason is not None
         if self.reason is None:
             self.reason = "cancelled" if finished.reason == "error" else finished.reason
-            released = self._through(self.detokenizer.finish(), closing=True)
+            released = self._through(self._new_part(self.detokenizer.finish()), closing=True)
             self._hide(released.hidden)
             if released.cut is not None:
                 self._end_at(released)
@@ -133,6 +137,12 @@ class TextSession:
         if self.gate is not None:
             outcome = self.gate.outcome(self.released + released.text, self.reported_tokens, cut=cut)
         return replace(chunk, finish_reason=self.reason, usage=usage, outcome=outcome)
+
+    def _new_part(self, text: str) -> str:
+        """Without what the prompt has already."""
+        skipped = min(self.unreported, len(text))
+        self.unreported -= skipped
+        return text[skipped:]
 
     def _add(self, event: TokenEvent, text: str) -> None:
         begin, self.length = self.length, self.length + len(text)

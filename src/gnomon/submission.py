@@ -201,12 +201,14 @@ def make_request(
     *,
     want_logprobs: bool,
     echo: str = "",
+    healed: str = "",
     recorder: Recorder | None = None,
     sides: Mapping[str, SidePath] | None = None,
 ) -> Request:
     """One choice: its text session between the engine and the submission.
 
-    echo: text to show before the first token. sides: what runs beside the weights, in order, by identity.
+    echo: text to show before the first token. healed: the prompt's end, which is generated again.
+    sides: what runs beside the weights, in order, by identity.
     """
 
     def emit(chunk: Chunk) -> None:
@@ -221,6 +223,7 @@ def make_request(
         emit,
         want_logprobs=want_logprobs,
         echo=echo,
+        healed=healed,
         gate=next((stage for stage in stages.mask if isinstance(stage, TokenGate)), None),
     )
 

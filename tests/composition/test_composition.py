@@ -57,6 +57,7 @@ ROWS = [
 PLAIN: set[str] = set()
 """Fingerprints of the model as it is."""
 ROWS += [
+    Row("heal", {"heal": True}, lambda g: True),
     Row("grammar", {"grammar": {"regex": "[a-z ]{0,6}"}}, lambda g: set(g.text) <= set("abcdefghijklmnopqrstuvwxyz #")),
 ]
 PAIRS = list(itertools.combinations(ROWS, 2))

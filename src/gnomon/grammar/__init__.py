@@ -24,6 +24,7 @@ GRAMMAR = Capability(
     logits_stage="gnomon.grammar.stage:build",
     parse="gnomon.grammar.options:parse_text",
     commands="gnomon.cli.grammar:app",
+    routes="gnomon.serve.grammar:router",
     flags=(
         Flag("schema", "A JSON Schema that the text must match: a file, or the schema itself.", f"{_PARSE}_schema"),
         Flag("regex", "A pattern that the whole text must match.", f"{_PARSE}_regex"),

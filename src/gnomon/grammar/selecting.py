@@ -143,7 +143,11 @@ class Spelling:
         self.by_bytes: dict[bytes, list[int]] = {}
         for spelled, token in self.sorted:
             self.by_bytes.setdefault(spelled, []).append(token)
+        self._bytes = {token: spelled for spelled, token in self.sorted}
         self.longest = max(map(len, self.by_bytes), default=0)
+
+    def bytes_of(self, token: int) -> bytes:
+        return self._bytes.get(token, b"")
 
     def beginnings(self, text: bytes) -> list[tuple[int, int]]:
         """(token, its length) for each token that the text begins with, or is."""

@@ -147,6 +147,9 @@ class GrammarStage:
             return Ruling(finish="length" if self.following else "stop")
         return self._in_time() if self.looks_ahead else Ruling()
 
+    def note(self) -> dict[str, Any]:
+        return {"grammar": {"kind": self.kinds[-1], "kept_mass": self.mass[-1]}}
+
     def outcome(self, text: str, tokens: int, *, cut: bool) -> Outcome:
         """The value of the text as it left (a guard may have changed it), whether it is whole, and what it cost."""
         whole = not cut and not self.cut and self._complete()

@@ -26,6 +26,11 @@ export async function models() {
   return (await (await call("/v1/models")).json()).data;
 }
 
+// What becomes of each keyword of a grammar; throws with the server's words when it is wrong.
+export async function checkGrammar(grammar, signal) {
+  return (await call("/v1/grammar/check", { method: "POST", body: JSON.stringify(grammar), signal })).json();
+}
+
 // Yields parsed chat.completion.chunk objects. An AbortSignal ends it, which ends the decoding too.
 export async function* chat(body, signal) {
   const reply = await call("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });

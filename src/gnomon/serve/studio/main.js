@@ -1,6 +1,7 @@
 // The studio page: one conversation, its settings, and the token view.
 
 import { chat, models, onKeyNeeded } from "./api.js";
+import { grammar, startGrammar } from "./grammar.js";
 import { findingsPanel, marked } from "./guard.js";
 import { tokenSpans, watchTokens } from "./tokens.js";
 
@@ -47,6 +48,13 @@ form.addEventListener("reset", () => setTimeout(() => { localStorage.removeItem(
 function toggleSettings(open = $("settings").hidden) {
   $("settings").hidden = !open;
   $("settings-toggle").setAttribute("aria-expanded", String(open));
+  if (open) toggleGrammar(false);
+}
+
+function toggleGrammar(open = $("grammar").hidden) {
+  $("grammar").hidden = !open;
+  $("grammar-toggle").setAttribute("aria-expanded", String(open));
+  if (open) toggleSettings(false);
 }
 
 function toggleTokens() {
@@ -63,6 +71,7 @@ function toggleTheme() {
 }
 
 $("settings-toggle").addEventListener("click", () => toggleSettings());
+$("grammar-toggle").addEventListener("click", () => toggleGrammar());
 $("tokens").addEventListener("click", toggleTokens);
 $("theme").addEventListener("click", toggleTheme);
 watchTokens(conversation, () => conversation.classList.contains("show-tokens"));
@@ -92,6 +101,14 @@ function busy(on) {
 }
 
 async function answer() {
+  let wanted;
+  try {
+    wanted = await grammar();
+  } catch (error) {
+    history.pop();
+    bubble("error", error.message);
+    return;
+  }
   const element = bubble("assistant");
   const text = document.createElement("span");
   element.append(text);
@@ -107,6 +124,7 @@ async function answer() {
     logprobs: true,
     top_logprobs: 5,
     ...options(),
+    ...(wanted ? { grammar: wanted } : {}),
   };
   const started = performance.now();
   let said = "";
@@ -144,9 +162,12 @@ async function answer() {
     const speed = (last.usage.completion_tokens / seconds).toFixed(1);
     footnote(element, [`${last.usage.completion_tokens} tokens`, `${speed}/s`, `seed ${last.seed}`, last.system_fingerprint]);
   }
+  const kept = last.usage?.grammar?.kept_mass;
+  if (kept) footnote(element, [`the grammar kept ${(100 * kept.mean).toFixed(1)} % of the model's probability`]);
+  for (const warning of last.usage?.grammar?.warnings ?? []) footnote(element, [warning]);
   if (findings.length) element.append(findingsPanel(findings));
   if (reason === "content_filter") footnote(element, ["ended by the guard"]);
-  if (reason === "length") footnote(element, ["cut at the token limit"]);
+  if (reason === "length") footnote(element, [last.usage?.grammar?.completed ? "closed at the token limit" : "cut at the token limit"]);
   if (reason === "stopped") footnote(element, ["stopped"]);
   if (conversation.classList.contains("show-tokens")) for (const span of text.querySelectorAll(".token")) span.tabIndex = 0;
 }
@@ -183,7 +204,8 @@ message.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running ? running.abort() : toggleSettings(false);
+  if (event.key === "Escape") running ? running.abort() : (toggleSettings(false), toggleGrammar(false));
+  if (event.altKey && event.key.toLowerCase() === "g") toggleGrammar();
   if (event.altKey && event.key.toLowerCase() === "s") toggleSettings();
   if (event.altKey && event.key.toLowerCase() === "t") toggleTokens();
 });
@@ -199,6 +221,7 @@ async function begin() {
   const theme = localStorage.getItem("gnomon.theme");
   if (theme) document.documentElement.dataset.theme = theme;
   restoreSettings();
+  startGrammar((on) => $("grammar-toggle").setAttribute("aria-pressed", String(on)));
   onKeyNeeded(() => new Promise((resolve) => {
     const dialog = $("key-dialog");
     dialog.addEventListener("close", () => resolve($("key").value), { once: true });

@@ -10,6 +10,7 @@ export function tokenSpan(text, entry) {
   span.className = "token";
   span.textContent = text;
   span.style.setProperty("--p", Math.exp(entry.logprob).toFixed(4));
+  if (entry.grammar) span.classList.add(entry.grammar.kind);
   span.entry = entry;
   return span;
 }
@@ -53,6 +54,12 @@ function show(span) {
     line.className = "vote";
     line.insertCell().textContent = name;
     line.insertCell().textContent = vote === null ? "not asked" : percent(vote);
+  }
+  if (entry.grammar) {
+    const line = table.insertRow();
+    line.className = "vote";
+    line.insertCell().textContent = `${entry.grammar.kind}, kept by the grammar`;
+    line.insertCell().textContent = percent(Math.log(entry.grammar.kept_mass));
   }
   tip.replaceChildren(table);
   tip.hidden = false;
