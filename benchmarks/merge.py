@@ -193,7 +193,9 @@ def files(count: int = 200) -> None:
         rows.append({"seed": seed, "method": content["merge_method"], "dtype": str(dtype)})
     todo = [job for job in jobs if not any(Path(job[1] + end).exists() for end in (".done", ".error"))]
     (folder / "jobs.json").write_text(json.dumps(todo))
-    subprocess.run([PEER / "python", "-c", PEER_SCRIPT, str(folder / "jobs.json")], check=True)
+    subprocess.run(
+        ["env", "-u", "PYTHONPATH", PEER / "python", "-c", PEER_SCRIPT, str(folder / "jobs.json")], check=True
+    )
     from gnomon.merge.build import MergeRun, open_merge
     from gnomon.merge.writer import write
 
@@ -290,7 +292,7 @@ def tensors(count: int = 25) -> None:
     }  # fmt: skip
     torch.save(cases, WORK / "cases.pt")
     files_ = [str(WORK / "cases.pt"), str(WORK / "found.pt")]
-    subprocess.run([PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
+    subprocess.run(["env", "-u", "PYTHONPATH", PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
     theirs = torch.load(WORK / "found.pt")
     table: dict[str, dict[str, Any]] = {}
     for key, (name, given, base, parameters, seed) in cases.items():
@@ -321,22 +323,23 @@ def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 def goldens(count: int = 2) -> None:
     """Record mergekit's answers on small tensors for the tests: tests/merge/mergekit_0_1_5.json."""
-    chosen = [(name, seed) for name in METHODS for seed in range(40)]
-    cases = {(name, seed): random_case(name, seed, torch.float32, 0.3) for name, seed in chosen}
-    small = {}
-    for (name, seed), case in cases.items():
-        if case[1][0].numel() in (7, 24) and sum(n == name for n, _ in small) < count:
-            small[name, seed] = case
+    small: dict[Any, Any] = {}
+    for kind, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+        for name, seed in [(name, seed) for name in METHODS for seed in range(40)]:
+            case = random_case(name, seed, dtype, 0.3)
+            if case[1][0].numel() in (7, 24) and sum(k[:2] == (name, kind) for k in small) < count:
+                small[name, kind, seed] = case
     torch.save(small, WORK / "cases.pt")
     files_ = [str(WORK / "cases.pt"), str(WORK / "found.pt")]
-    subprocess.run([PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
+    subprocess.run(["env", "-u", "PYTHONPATH", PEER / "python", "-c", PEER_TENSORS, *files_], check=True)
     rows = []
     for key, answer in torch.load(WORK / "found.pt").items():
         name, given, base, parameters, seed = small[key]
         if isinstance(answer, torch.Tensor):
             plain = {"shape": list(answer.shape), "tensors": [flat(t) for t in given], "base": flat(base)}
-            rows.append({"method": name, "seed": seed, "parameters": parameters, **plain, "merged": flat(answer)})
-    about = {"source": "mergekit 0.1.5 merge_tensors, float32, CPU", "torch": version("torch")}
+            facts = {"method": name, "seed": seed, "dtype": key[1], "parameters": parameters}
+            rows.append({**facts, **plain, "merged": flat(answer)})
+    about = {"source": "mergekit 0.1.5 merge_tensors, CPU", "torch": version("torch")}
     lines = ",\n".join(json.dumps(row) for row in rows)
     text = f'{{"about": {json.dumps(about)}, "rows": [\n{lines}\n]}}\n'
     (ROOT / "tests" / "merge" / "mergekit_0_1_5.json").write_text(text)
@@ -455,7 +458,7 @@ def kills(count: int = 20) -> None:
     }  # fmt: skip
     file = WORK / "kills.yaml"
     file.write_text(yaml.safe_dump(content))
-    out, draw = WORK / "kills", random.Random(0)
+    out = WORK / "kills"
 
     def digest() -> str:
         parts = [hashlib.sha256(f.read_bytes()).hexdigest() + f.name for f in sorted(out.iterdir())]
@@ -468,8 +471,10 @@ def kills(count: int = 20) -> None:
     command = [*OURS, str(file), str(out)]
     fresh()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    calm, inside, same = digest(), 0, 0
-    for _ in range(count):
+    calm, noted = digest(), WORK / "kills.json"
+    found = json.loads(noted.read_text()) if noted.exists() else {"kills": 0, "while_writing": 0, "same_bytes": 0}
+    draw = random.Random(found["kills"])
+    while found["kills"] < count:  # resumable: each kill is noted
         fresh()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None and not out.with_name("kills.partial").exists():
@@ -477,14 +482,18 @@ def kills(count: int = 20) -> None:
         time.sleep(draw.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        inside += out.with_name("kills.partial").exists()
+        found["while_writing"] += out.with_name("kills.partial").exists()
         if out.exists() and digest() != calm:
             raise SystemExit("a partial directory stands under the final name")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        same += digest() == calm
-    result = {"kills": count, "while_writing": inside, "same_bytes": same}
-    print(result)
-    put("merge_kills", result)
+        found["same_bytes"] += digest() == calm
+        found["kills"] += 1
+        noted.write_text(json.dumps(found))
+    print(found)
+    cut = [] if shutil.which("unshare") is None else ["unshare", "-rn"]
+    fresh()
+    offline = subprocess.run([*cut, *command], stdout=subprocess.DEVNULL).returncode == 0 and digest() == calm
+    put("merge_kills", found | {"same_bytes_without_network": offline if cut else "unshare is missing"})
 
 
 def put(name: str, content: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class Recipe(BaseModel):
     gnomon: Annotated[Literal[1], Field(description="Version of this format.")] = 1
     name: Annotated[str | None, Field(description="A name for the result.")] = None
     model: Annotated[str | None, Field(description="Model reference (docs/models.md).")] = None
+    merge: Annotated[dict[str, Any] | None, Field(description="A merge file's content, in place of `model`.")] = None
     profile: Annotated[str | None, Field(description="Numeric profile: fp32, bf16, int8 or gguf.")] = None
     threads: Annotated[int | None, Field(gt=0, description="CPU threads; default: the CPUs really available.")] = None
     device: Annotated[str | None, Field(description="Where it runs: cpu.")] = None
@@ -164,8 +165,9 @@ def resolve(ref: str | Path) -> Resolved | None:
     if isinstance(content, dict) and "gnomon" not in content:
         return None
     recipe = check_recipe(placed(content, path.parent), str(path))
-    if recipe.model is None:
-        raise ConfigError(f"{path}: the recipe names no `model`.", param="model")
+    if (recipe.model is None) == (recipe.merge is None):
+        wrong = "names no `model`" if recipe.model is None else "has both `model` and `merge`"
+        raise ConfigError(f"{path}: the recipe {wrong}.", hint="Give one of model and merge.", param="model")
     options = capability_options(recipe)
     try:
         Registry.installed().parse({}, Origin.RECIPE, options)
@@ -175,7 +177,12 @@ def resolve(ref: str | Path) -> Resolved | None:
         options["chat_template"] = read_template(Path(recipe.chat_template))
     given = {key: getattr(recipe, key) for key in ("profile", "threads", "device")}
     given |= recipe.engine.model_dump(exclude_unset=True)
-    return Resolved(recipe.model, options, settings={key: v for key, v in given.items() if v is not None})
+    source: Any = recipe.model
+    if recipe.merge is not None:
+        from gnomon.merge.build import open_merge
+
+        source = open_merge(recipe.merge, folder=path.parent)
+    return Resolved(source, options, settings={key: v for key, v in given.items() if v is not None})
 
 
 def placed(content: Any, folder: Path) -> Any:

@@ -14,15 +14,26 @@ from gnomon.merge import method
 ROWS = json.loads((Path(__file__).parent / "mergekit_0_1_5.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['seed']}")
-def test_the_peers_answer_is_met_to_two_millionths(row: dict[str, Any]) -> None:
-    shape = row["shape"]
-    tensors = [torch.tensor(values).reshape(shape) for values in row["tensors"]]
-    base = torch.tensor(row["base"]).reshape(shape) if row["base"] else None
+def answer(row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ours, the peer's)."""
+    dtype = getattr(torch, row["dtype"])
+    tensors = [torch.tensor(values, dtype=dtype).reshape(row["shape"]) for values in row["tensors"]]
+    base = torch.tensor(row["base"], dtype=dtype).reshape(row["shape"]) if row["base"] else None
     merged = method(row["method"])(tensors, base=base, seed=row["seed"], compat=True, **row["parameters"])
-    wanted = torch.tensor(row["merged"]).reshape(shape)
-    assert float((merged - wanted).abs().max()) <= 2e-6 * float(wanted.abs().max())
+    return merged, torch.tensor(row["merged"], dtype=dtype).reshape(row["shape"])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['dtype']}-{row['seed']}")
+def test_the_peers_answer_is_met_to_two_millionths_or_in_bfloat16_to_the_last_place(row: dict[str, Any]) -> None:
+    merged, wanted = answer(row)
+    assert merged.dtype is wanted.dtype
+    if row["dtype"] == "float32":
+        assert float((merged - wanted).abs().max()) <= 2e-6 * float(wanted.abs().max())
+    else:
+        step = torch.finfo(torch.bfloat16).eps * wanted.abs().float()
+        assert bool(((merged.float() - wanted.float()).abs() <= step).all())
 
 
 def test_every_one_of_the_twenty_methods_is_recorded() -> None:
-    assert len({row["method"] for row in ROWS}) == 20
+    for dtype in ("float32", "bfloat16"):
+        assert len({row["method"] for row in ROWS if row["dtype"] == dtype}) == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_what_is_written_is_what_is_computed_and_names_its_origin(family: Family
     sums = {name: digest for name, digest in content(tmp_path / "out").items() if name != "gnomon_merge.json"}
     assert record["files"] == sums
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.offline
+def test_a_merge_needs_no_network_and_gives_the_same_bytes_without_one(family: Family, tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("this system does not allow `unshare -rn` (needs user namespaces)")
+    file = ties_file(tmp_path / "merge.yaml", family)
+    command = [sys.executable, "-m", "gnomon", "merge", str(file)]
+    cut = subprocess.run(["unshare", "-rn", *command, str(tmp_path / "cut")], capture_output=True, text=True)
+    assert cut.returncode == 0, cut.stderr
+    write(open_merge(file), tmp_path / "joined")
+    assert content(tmp_path / "cut") == content(tmp_path / "joined")
 
 
 def test_threads_and_shards_do_not_change_a_number(family: Family, tmp_path: Path) -> None:
@@ -90,7 +103,7 @@ def test_a_journal_line_whose_tensor_is_not_on_disk_is_not_believed(
 ) -> None:
     file = ties_file(tmp_path / "merge.yaml", family)
     write(open_merge(file), tmp_path / "calm")
-    monkeypatch.setattr(gnomon.merge.writer, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(gnomon.merge.writer, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write(open_merge(file), tmp_path / "out")
     monkeypatch.undo()

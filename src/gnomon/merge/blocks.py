@@ -22,7 +22,9 @@ from gnomon.merge.parallel import ordered_map
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gnomon.merge.data import Data
     from gnomon.merge.randomness import Randomness
+    from gnomon.models.checkpoint import Checkpoint
 
 BLOCK_ELEMENTS = 1 << 18
 HELD_BYTES = 16 << 20
@@ -55,7 +57,7 @@ class Block:
     def native(self) -> bool:
         """Whether the native kernels may compute on the stored rows: same bits, without temporaries."""
         inputs = self.raw if self.raw_base is None else [*self.raw, self.raw_base]
-        return self.view.dtype is torch.float32 and not self.view.random.whole and merging.takes(inputs)
+        return self.view.dtype is torch.float32 and merging.takes(inputs)
 
     @property
     def shape(self) -> torch.Size:
@@ -116,8 +118,14 @@ class TensorView:
     threads: int = 1
     cast: torch.dtype | None = None
     """A narrower type that inputs are first rounded to (mergekit's `dtype`)."""
+    stored: torch.dtype = torch.float32
+    """The type that all inputs promote to, after that."""
     statistics: Sequence[Tensor] = ()
     """For methods that look at data: one tensor per model (statistics.py)."""
+    texts: Callable[[], tuple[Sequence[Checkpoint], Sequence[Data]]] | None = None
+    """For methods that run the models themselves: the models, and each one's text."""
+    learned: Sequence[float] = ()
+    """For methods whose weights are found on texts (learned.py): one per model."""
     siblings: Callable[[], Sequence[TensorView]] | None = None
     """All tensors of the merge that this one's method merges, itself included, in the plan's order."""
     once: Callable[[str, Callable[[], Any]], Any] | None = None
@@ -156,6 +164,18 @@ class TensorView:
             self._check([*parts, *([base] if base is not None else [])])
             self._checked.add(index)
         return Block(index, start, parts, base, self)
+
+    def whole(self) -> tuple[list[Tensor], Tensor | None]:
+        """Every input at once, in the stored type: the models' tensors, and the base's."""
+
+        def read(reader: Reader) -> Tensor:
+            return self._read(reader, 0, self.numel).to(self.stored).reshape(self.shape)
+
+        models, base = [read(reader) for reader in self.readers], None
+        if self.base_reader is not None:
+            base = read(self.base_reader)
+        self._check([tensor.reshape(-1) for tensor in (*models, *([base] if base is not None else []))])
+        return models, base
 
     def hold(self) -> None:
         """Read small inputs once, for methods that pass over them again and again."""

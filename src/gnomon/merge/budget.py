@@ -14,7 +14,7 @@ from gnomon.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from gnomon.merge.merged import MergedCheckpoint
-    from gnomon.merge.plan import TensorPlan
+    from gnomon.merge.planned import TensorPlan
 
 PROCESS_BYTES = 520_000_000
 """Interpreter, torch and what else lies in memory before any tensor (measured: 310 to 510 MB)."""

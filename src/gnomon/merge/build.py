@@ -15,7 +15,8 @@ from typing import Any
 from gnomon.errors import ConfigError, MergeError
 from gnomon.kernels import available_threads
 from gnomon.merge.config import MergeOptions, is_merge_file, parse_config, read_documents
-from gnomon.merge.merged import Data, MergedCheckpoint
+from gnomon.merge.data import Data, Texts
+from gnomon.merge.merged import MergedCheckpoint
 from gnomon.merge.plan import Planner
 from gnomon.merge.templates import chat_template
 from gnomon.merge.vocabulary import Vocabulary, join_vocabularies
@@ -91,7 +92,7 @@ def open_merge(
 def open_models(config: Source) -> tuple[MergeOptions, dict[str, Checkpoint]]:
     """A merge file of one document, and the models that it names."""
     options, source, folder = parse_source(config)
-    return options, {reference: _open(reference, folder, source) for reference in options.references()}
+    return options, {reference: open_model(reference, folder, source) for reference in options.references()}
 
 
 def parse_source(config: Source) -> tuple[MergeOptions, str, Path]:
@@ -109,11 +110,31 @@ def parse_source(config: Source) -> tuple[MergeOptions, str, Path]:
 def _documents(
     documents: Sequence[Any], source: str, folder: Path, run: MergeRun, known: dict[str, Checkpoint]
 ) -> MergedCheckpoint:
+    *named, final = _ordered(documents, source)
+    for options in named:
+        known[str(options.name)] = _one(options, f"{source} ({options.name})", folder, run, known)
+    return _one(final, source, folder, run, known)
+
+
+def documents_in_order(file: Path) -> list[MergeOptions]:
+    """A file's documents so that each stands after those it refers to; the result comes last."""
+    return _ordered(read_documents(file), str(file))
+
+
+def open_document(
+    options: MergeOptions, file: Path, run: MergeRun, known: Mapping[str, Checkpoint]
+) -> MergedCheckpoint:
+    """One document of a file. known: the others that it names."""
+    return _one(options, str(file), file.parent, run, known)
+
+
+def _ordered(documents: Sequence[Any], source: str) -> list[MergeOptions]:
+    """Raises ConfigError where names are missing or doubled, or documents refer to each other in a circle."""
     if not documents:
         raise ConfigError(f"{source} is empty.")
     parsed = [parse_config(document, source) for document in documents]
     if len(parsed) == 1:
-        return _one(parsed[0], source, folder, run, known)
+        return parsed
     names = [options.name for options in parsed]
     doubled = [name for name in names if name is not None and names.count(name) > 1]
     if doubled or names.count(None) > 1:
@@ -124,21 +145,22 @@ def _documents(
             param="name",
         )
     final = parsed[names.index(None)] if None in names else parsed[-1]
-    pending = [options for options in parsed if options is not final]
+    pending, ordered = [options for options in parsed if options is not final], list[MergeOptions]()
     while pending:
         ready = [o for o in pending if not set(o.references()) & {other.name for other in pending}]
         if not ready:
             raise ConfigError(f"{source}: the documents {', '.join(str(o.name) for o in pending)} refer to each other.")
-        for options in ready:
-            known[str(options.name)] = _one(options, f"{source} ({options.name})", folder, run, known)
-            pending.remove(options)
-    return _one(final, source, folder, run, known)
+        ordered += ready
+        pending = [options for options in pending if options not in ready]
+    return [*ordered, final]
 
 
 def _one(
     options: MergeOptions, source: str, folder: Path, run: MergeRun, known: Mapping[str, Checkpoint]
 ) -> MergedCheckpoint:
-    models = {ref: known[ref] if ref in known else _open(ref, folder, source, run.bare) for ref in options.references()}
+    models = {
+        ref: known[ref] if ref in known else open_model(ref, folder, source, run.bare) for ref in options.references()
+    }
     vocabulary: Vocabulary | None = join_vocabularies(options, models, source)
     planner = Planner(
         options, models, source, run.truncate_embeddings, vocabulary.size if vocabulary is not None else None
@@ -172,13 +194,17 @@ def _one(
     )
 
 
-def _data(options: MergeOptions, folder: Path) -> Data | None:
-    if options.data is None:
-        return None
+def _data(options: MergeOptions, folder: Path) -> Texts | None:
     from gnomon.merge.perplexity import read_text
 
-    path = folder / options.data
-    return Data(read_text(path if path.exists() else Path(options.data)), options.data_tokens)
+    def read(name: str) -> Data:
+        path = folder / name
+        return Data(read_text(path if path.exists() else Path(name)), options.data_tokens)
+
+    own = {entry.model: read(entry.data) for entry in options.models or [] if entry.data is not None}
+    if options.data is None and not own:
+        return None
+    return Texts(read(options.data) if options.data is not None else None, own)
 
 
 def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -192,7 +218,7 @@ def _with_depth(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return changed
 
 
-def _open(reference: str, folder: Path, source: str, bare: bool = False) -> Checkpoint:
+def open_model(reference: str, folder: Path, source: str, bare: bool = False) -> Checkpoint:
     """A model of a merge file: a path (from the file's folder, else from here), or any model reference."""
     head, plus, adapters = reference.partition("+")
     near = folder / head

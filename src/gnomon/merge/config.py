@@ -42,6 +42,7 @@ class Input(_Part):
 
     model: Reference
     parameters: Parameters = {}
+    data: Annotated[str | None, OPERATOR_ONLY, Field(description="Its own text, for methods that look at data.")] = None
 
 
 class SliceSource(_Part):

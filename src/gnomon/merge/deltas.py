@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gnomon.errors import MergeError
 from gnomon.kernels import merging
 from gnomon.merge.blocks import Block
-from gnomon.merge.select import Cut, Kept
+from gnomon.merge.randomness import CounterRandomness
+from gnomon.merge.select import Cut
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Trim:
     mask: [R, C], of this block, instead of a draw.
     """
 
-    cut: Kept | None = None
-    outliers: Kept | None = None
+    cut: Cut | None = None
+    outliers: Cut | None = None
     drawn: Drawn | None = None
     mask: Tensor | None = None
     scale: float | None = None
@@ -48,8 +50,7 @@ class Trim:
                 mask_RC &= ~self.outliers.mask(magnitude_RC, block.start)
             delta_RC = delta_RC * mask_RC
         if self.drawn is not None:
-            random = block.view.random
-            delta_RC = delta_RC * random.keep(block.view.name, model, block.start, self.drawn.density, delta_RC.shape)
+            delta_RC = delta_RC * keep(block, model, self.drawn.density)
         if self.mask is not None:
             delta_RC = delta_RC * self.mask
         return delta_RC if self.scale is None else delta_RC * self.scale
@@ -62,7 +63,6 @@ def combine(
 
     normalize: divide by the weights that took part (where they cancel, by 1).
     """
-    # a weight is rounded to the tensors' type first: under compat that is what mergekit multiplies by
     shares = torch.tensor(list(weight), dtype=block.view.dtype)
     if not trims:
         return block.base
@@ -79,17 +79,24 @@ def combine(
     return block.base + merged_RC * scale if scale != 1.0 else block.base + merged_RC
 
 
+def keep(block: Block, model: int, probability: float | Tensor) -> Tensor:
+    """[R, C] bool: one model's draws for a block; probability: one, or one per element."""
+    shape = block.shape
+    random = block.view.random
+    if not isinstance(random, CounterRandomness):
+        raise MergeError("Block by block there are counter-based draws only.")
+    return random.keep(block.view.name, model, block.start, probability, shape)
+
+
 def _nonzero(divisor: Tensor) -> Tensor:
     return torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
 
 
 def _sum(parts_RC: Sequence[Tensor]) -> Tensor:
-    if parts_RC[0].dtype in (torch.float32, torch.float64):
-        summed = parts_RC[0].clone()
-        for part_RC in parts_RC[1:]:
-            summed += part_RC
-        return summed
-    return torch.stack(list(parts_RC)).sum(0)  # half types: accumulated in float32, rounded once
+    summed = parts_RC[0].clone()
+    for part_RC in parts_RC[1:]:
+        summed += part_RC
+    return summed
 
 
 def _elected(weighted_RC: Sequence[Tensor], shares: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -104,8 +111,7 @@ def _elected(weighted_RC: Sequence[Tensor], shares: Tensor, normalize: bool) -> 
 
 
 def _is_native(trim: Trim) -> bool:
-    cuts = all(cut is None or isinstance(cut, Cut) for cut in (trim.cut, trim.outliers))
-    return cuts and trim.mask is None and (trim.drawn is None or trim.drawn.bits is not None)
+    return trim.mask is None and (trim.drawn is None or trim.drawn.bits is not None)
 
 
 def _combined(
@@ -113,8 +119,8 @@ def _combined(
 ) -> Tensor:
     """All of it in one pass over the stored rows."""
 
-    def within(cut: Kept | None) -> tuple[float, int] | None:
-        return (cut.threshold, cut.last - block.start) if isinstance(cut, Cut) else None
+    def within(cut: Cut | None) -> tuple[float, int] | None:
+        return (cut.threshold, cut.last - block.start) if cut is not None else None
 
     parts = [
         merging.Part(

@@ -11,7 +11,7 @@ import torch
 
 from gnomon.merge.budget import Budget, parse_bytes
 from gnomon.merge.registry import methods
-from gnomon.merge.writer import SHARD_BYTES, lay_out
+from gnomon.merge.shards import SHARD_BYTES, lay_out
 
 if TYPE_CHECKING:
     from gnomon.merge.merged import MergedCheckpoint

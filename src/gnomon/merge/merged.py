@@ -6,17 +6,17 @@ identities without computing a tensor.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gnomon.errors import MergeError
 from gnomon.merge.blocks import Reader, TensorView
-from gnomon.merge.plan import MergePlan, Source, TensorPlan
+from gnomon.merge.data import Data, Texts
+from gnomon.merge.planned import MergePlan, Source, TensorPlan
 from gnomon.merge.randomness import CounterRandomness, Randomness, TorchRandomness
 from gnomon.merge.registry import arithmetic_dtype, methods
 from gnomon.models import identity
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from gnomon.models.tokenizer import Tokenizer
 
 Write = Callable[[int, "Tensor"], None]
-
-
-@dataclass(frozen=True)
-class Data:
-    """A text that methods may look at, and how many of its tokens."""
-
-    text: str
-    tokens: int
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.tokens}\0{self.text}".encode()).hexdigest()
 
 
 class MergedCheckpoint(Checkpoint):
@@ -57,7 +45,7 @@ class MergedCheckpoint(Checkpoint):
         vocabulary: Vocabulary | None = None,
         threads: int = 1,
         allow_nonfinite: bool = False,
-        data: Data | None = None,
+        data: Texts | None = None,
     ) -> None:
         self.plan = plan
         self.models = models
@@ -105,17 +93,12 @@ class MergedCheckpoint(Checkpoint):
         view = self.view(planned)
         view.threads = threads if threads is not None else self.threads
         view.out_dtype = dtype
-        if methods()[planned.method].measure is not None:
+        if methods()[planned.method].measure is not None and not self.plan.compat:
             view.hold()
-        random = view.random
         method = methods()[planned.method]
-        if random.whole:
-            with self._lock:  # one generator, consumed in the plan's order
-                method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
-                if isinstance(random, TorchRandomness):
-                    random.forget(name)
-            return
-        method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+        ordered = self._lock if self.plan.compat else nullcontext()  # one generator, consumed in the plan's order
+        with ordered:
+            method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
 
     def view(self, planned: TensorPlan) -> TensorView:
         """One tensor's inputs as blocks."""
@@ -126,12 +109,15 @@ class MergedCheckpoint(Checkpoint):
             planned.shape,
             [self._reader(planned, source) for source in planned.sources],
             self._reader(planned, planned.base) if planned.base is not None else None,
-            arithmetic_dtype(method, kind, self.plan.compat),
+            arithmetic_dtype(kind),
             self._random,
             labels=[source.model for source in planned.inputs],
             allow_nonfinite=self.allow_nonfinite,
+            stored=kind,
             cast=getattr(torch, planned.cast) if planned.cast else None,
             statistics=self._statistics_of(planned, method.statistics),
+            texts=lambda: self._texts_of(planned),
+            learned=self._learned_of(planned, method.learned),
             siblings=lambda: [self.view(other) for other in self.plan.tensors if other.method == planned.method],
             once=self._once,
         )
@@ -144,23 +130,47 @@ class MergedCheckpoint(Checkpoint):
 
     def _statistics_of(self, planned: TensorPlan, kind: str | None) -> list[Tensor]:
         """What a method that looks at data needs of this tensor; empty where a model has nothing to say about it."""
-        if kind is None:
+        if kind is None or kind == "texts":
             return []
-        if self.data is None:
-            raise MergeError(
-                f"`{planned.method}` looks at data.", hint="Set `data:` to a text file in the merge file.", param="data"
-            )
         from gnomon.merge.statistics import statistics
 
         found = []
         with self._lock:
             for source in planned.sources:
                 if source.model not in self._statistics:
-                    model, data = self.models[source.model], self.data
+                    model, data = self.models[source.model], self._data_of(planned, source.model)
                     self._statistics[source.model] = statistics(kind, model, data.text, most_tokens=data.tokens)
                 if source.tensor in self._statistics[source.model]:
                     found.append(self._statistics[source.model][source.tensor])
         return found if len(found) == len(planned.sources) else []
+
+    def _data_of(self, planned: TensorPlan, model: str) -> Data:
+        data = self.data.of(model) if self.data is not None else None
+        if data is None:
+            raise MergeError(
+                f"`{planned.method}` looks at data.", hint="Set `data:` to a text file in the merge file.", param="data"
+            )
+        return data
+
+    def _texts_of(self, planned: TensorPlan) -> tuple[list[Checkpoint], list[Data]]:
+        """A tensor's models, and the text of each."""
+        models = [source.model for source in planned.sources]
+        return [self.models[model] for model in models], [self._data_of(planned, model) for model in models]
+
+    def _learned_of(self, planned: TensorPlan, kind: str | None) -> list[float]:
+        """The weights that a method finds on texts, for this tensor."""
+        if kind is None:
+            return []
+        from gnomon.merge.learned import LEARNED
+
+        order = [source.model for source in planned.sources]
+        for model in order:
+            self._data_of(planned, model)
+        base = self.models[planned.base.model] if planned.base is not None else None
+        texts = self.data.all() if self.data is not None else []
+        models = [self.models[model] for model in order]
+        found = self._once(f"{kind} {order}", lambda: LEARNED[kind](models, base, texts))
+        return list(found[planned.sources[0].tensor])
 
     def _reader(self, planned: TensorPlan, source: Source) -> Reader:
         if planned.table and self.vocabulary is not None:
@@ -190,7 +200,7 @@ class MergedCheckpoint(Checkpoint):
         vocabulary = self.vocabulary.digest if self.vocabulary is not None else None
         parameters: dict[str, Any] = {"plan": self.plan.digest(inputs), "vocabulary": vocabulary}
         if self.data is not None:
-            parameters["data"] = self.data.digest
+            parameters["data"] = self.data.digest(inputs)
         return identity.derived("merge", parameters, sorted(inputs.values()))
 
     def tokenizer(self) -> Tokenizer:

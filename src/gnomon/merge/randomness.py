@@ -8,7 +8,6 @@ in which mergekit consumes it, for side-by-side equality.
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,18 +17,8 @@ WORDS_PER_STEP = 8
 """32-bit words that one step of the counter gives."""
 
 
-class Randomness(Protocol):
-    whole: bool
-    """Whether draws must be made for a whole tensor at once."""
-
-    def keep(self, name: str, model: int, start: int, probability: float | Tensor, shape: torch.Size) -> Tensor:
-        """Bernoulli draws (True: keep) for elements start.. of a tensor; probability: one, or one per element."""
-
-
 class CounterRandomness:
     """The native source."""
-
-    whole = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -52,6 +41,7 @@ class CounterRandomness:
         return raw.astype("<u8", copy=False).view("<u4")[skip : skip + count]
 
     def keep(self, name: str, model: int, start: int, probability: float | Tensor, shape: torch.Size) -> Tensor:
+        """Bernoulli draws (True: keep) for elements start.. of a tensor; probability: one, or one per element."""
         words = self.words(name, model, start, shape.numel())
         if isinstance(probability, Tensor):
             # u = (word + 0.5) / 2**32 in float64: exact, and strictly inside (0, 1)
@@ -62,23 +52,12 @@ class CounterRandomness:
 
 
 class TorchRandomness:
-    """torch.bernoulli from one generator, a whole tensor at a time, in the order of calls."""
-
-    whole = True
+    """torch's generator, for compat: methods draw from it themselves (compat.py), in mergekit's order."""
 
     def __init__(self, seed: int | None = None) -> None:
         self.generator = torch.Generator()
         if seed is not None:
             self.generator.manual_seed(seed)
-        self._drawn: dict[tuple[str, int], Tensor] = {}
 
-    def draw(self, name: str, model: int, probability: Tensor) -> None:
-        """Draw for a whole tensor: consumes the generator."""
-        self._drawn[name, model] = torch.bernoulli(probability, generator=self.generator).bool().reshape(-1)
 
-    def keep(self, name: str, model: int, start: int, probability: float | Tensor, shape: torch.Size) -> Tensor:
-        return self._drawn[name, model][start : start + shape.numel()].reshape(shape)
-
-    def forget(self, name: str) -> None:
-        """Let go of a tensor's draws."""
-        self._drawn = {key: value for key, value in self._drawn.items() if key[0] != name}
+Randomness = CounterRandomness | TorchRandomness

@@ -12,7 +12,8 @@ from gnomon.errors import CheckpointError, MergeError
 from gnomon.merge.build import MergeRun, Source, parse_source
 from gnomon.merge.merged import MergedCheckpoint
 from gnomon.merge.plan import Planner
-from gnomon.merge.writer import lay_out, write_tensors
+from gnomon.merge.shards import lay_out
+from gnomon.merge.writer import write_tensors
 from gnomon.models.bin_checkpoint import BinCheckpoint, load_tensors
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.safetensors_checkpoint import DirectoryCheckpoint, read_header

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from gnomon.errors import MergeError, UsageError
 from gnomon.merge.blocks import TensorView
+from gnomon.merge.compat import side_by_side
+from gnomon.merge.randomness import TorchRandomness
 
 T = TypeVar("T")
 _PER_MODEL = object()
@@ -83,13 +85,13 @@ class MergeMethod:
     base: BaseUse
     sources: tuple[int, int | None]
     parameters: Mapping[str, Parameter]
-    draw: Callable[..., None] | None
     check: Callable[..., None] | None
     scratch: int
     whole: bool
     reference: str
-    compat_dtype: Literal["input", "float32"] = "input"
-    statistics: Literal["gram", "fisher"] | None = None
+    statistics: Literal["gram", "fisher", "texts"] | None = None
+    learned: Literal["greedy_soup", "adamerging"] | None = None
+    random: bool = False
     version: int = 1
 
     @property
@@ -139,9 +141,15 @@ class MergeMethod:
             raise UsageError(f"{where}: `{self.name}` merges {wanted} model(s){beside}, not {models}.", param="models")
 
     def run(self, view: TensorView, parameters: Mapping[str, Any], write: Callable[[int, Tensor], None]) -> None:
-        """Merge one tensor: write(start, rows) is called once per block (from several threads)."""
-        if self.draw is not None and view.random.whole:
-            self.draw(view, **_accepted(self.draw, parameters))
+        """Merge one tensor: write(start, rows) is called once per block (from several threads).
+
+        Under compat (torch's random numbers) mergekit's own steps are taken, over the whole tensor.
+        """
+        if isinstance(view.random, TorchRandomness) and (whole := side_by_side(self.name)) is not None:
+            models, base = view.whole()
+            used = _accepted(whole, parameters)
+            write(0, whole(models, base, view.random.generator, **used))
+            return
         measured = self.measure(view, **_accepted(self.measure, parameters)) if self.measure is not None else None
         spelled = _accepted(self.function, parameters)
         view.map(lambda block: write(block.start, self.function(block, measured, **spelled)))
@@ -153,15 +161,18 @@ def merge_method(
     base: BaseUse = "required",
     sources: tuple[int, int | None] = (1, None),
     measure: Callable[..., Any] | None = None,
-    draw: Callable[..., None] | None = None,
     check: Callable[..., None] | None = None,
     scratch: int = 6,
     whole: bool = False,
     reference: str = "",
-    compat_dtype: Literal["input", "float32"] = "input",
-    statistics: Literal["gram", "fisher"] | None = None,
+    statistics: Literal["gram", "fisher", "texts"] | None = None,
+    learned: Literal["greedy_soup", "adamerging"] | None = None,
+    random: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a method. scratch: temporaries per model, for the planner. statistics: what it needs of data."""
+    """Register a method. scratch: temporaries per model, for the planner. statistics: what it needs of data.
+
+    learned: how its weights are found on texts (learned.py). random: its result depends on the seed.
+    """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         _METHODS[name] = MergeMethod(
@@ -171,13 +182,13 @@ def merge_method(
             base=base,
             sources=sources,
             parameters=_schema(function),
-            draw=draw,
             check=check,
             scratch=scratch,
             whole=whole,
             reference=reference,
-            compat_dtype=compat_dtype,
             statistics=statistics,
+            learned=learned,
+            random=random,
         )
         return function
 
@@ -241,8 +252,6 @@ def suggest(name: str, known: typing.Iterable[str]) -> str:
     return f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(names)}."
 
 
-def arithmetic_dtype(method: MergeMethod, dtype: torch.dtype, compat: bool) -> torch.dtype:
-    """What the arithmetic is done in: float32 (float64 for float64); mergekit's own dtype under compat."""
-    if dtype is torch.float64 or (compat and method.compat_dtype == "input"):
-        return dtype
-    return torch.float32
+def arithmetic_dtype(stored: torch.dtype) -> torch.dtype:
+    """What the arithmetic of blocks is done in: float32, float64 for float64."""
+    return torch.float64 if stored is torch.float64 else torch.float32

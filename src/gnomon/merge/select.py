@@ -43,20 +43,6 @@ class Cut:
         return Cut(self.threshold, self.last - by)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """The same as an explicit list: what torch's own (unstable) sort puts first, as mergekit keeps it."""
-
-    kept: Tensor
-
-    def mask(self, scores_RC: Tensor, start: int) -> Tensor:
-        return self.kept[start : start + scores_RC.numel()].reshape(scores_RC.shape)
-
-    def shifted(self, by: int) -> Listed:
-        return Listed(self.kept[by:])
-
-
-Kept = Cut | Listed
 EVERYTHING = Cut(-math.inf, 1 << 62)
 NOTHING = Cut(math.inf, -1)
 
@@ -114,24 +100,8 @@ class Magnitudes(Scores):
         return merging.equal(block.raw_base, block.raw[which // self.times], score, nth)
 
 
-def greatest(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> Sequence[Kept]:
+def greatest(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Cut]:
     """For each selection of `scores` (one per entry of keeps), the cut that keeps that many elements."""
-    return _sorted(view, scores, keeps) if view.random.whole else cuts_of(view, scores, keeps)
-
-
-def _sorted(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Kept]:
-    """Under compat: sort whole tensors as torch does, so that equal scores fall as they do there."""
-    parts = view.map(lambda block: [s.reshape(-1) for s in scores.of(block)])
-    listed: list[Kept] = []
-    for column, keep in zip(zip(*parts, strict=True), keeps, strict=True):
-        kept = torch.zeros(view.numel, dtype=torch.bool)
-        kept[torch.cat(column).argsort(descending=True)[:keep]] = True
-        listed.append(Listed(kept))
-    return listed
-
-
-def cuts_of(view: TensorView | ChainedView, scores: Scores, keeps: Sequence[int]) -> list[Cut]:
-    """The cuts, by selection."""
     cuts = [EVERYTHING if keep >= view.numel else NOTHING if keep <= 0 else None for keep in keeps]
     margin = 4.0
     while None in cuts:

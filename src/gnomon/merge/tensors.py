@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnomon.errors import MergeError
+from gnomon.errors import MergeError, UsageError
 from gnomon.merge.blocks import TensorView, tensor_reader
 from gnomon.merge.randomness import CounterRandomness, Randomness, TorchRandomness
 from gnomon.merge.registry import MergeMethod, arithmetic_dtype, find_method
@@ -31,8 +31,10 @@ def method(name: str) -> Callable[..., Tensor]:
         allow_nonfinite: bool = False,
         **parameters: Any,
     ) -> Tensor:
+        if found.learned is not None:
+            raise UsageError(f"`{found.name}` looks at whole models: use a merge file (gnomon.merge.merge).")
         random: Randomness = TorchRandomness(seed) if compat else CounterRandomness(seed or 0)
-        view = view_of(found, tensors, base, random, name=name, compat=compat, allow_nonfinite=allow_nonfinite)
+        view = view_of(found, tensors, base, random, name=name, allow_nonfinite=allow_nonfinite)
         view.threads = threads
         return merge_view(found, view, found.resolve(parameters, len(tensors)), result_dtype([*tensors], base))
 
@@ -52,7 +54,6 @@ def view_of(
     random: Randomness,
     *,
     name: str = "tensor",
-    compat: bool = False,
     allow_nonfinite: bool = False,
 ) -> TensorView:
     """Checked inputs as a TensorView. Raises UsageError for their number, MergeError for shapes and types."""
@@ -67,11 +68,20 @@ def view_of(
             )
         if not tensor.dtype.is_floating_point:
             raise MergeError(f"`{name}` has type {tensor.dtype}: only floating-point tensors are merged.")
-    dtype = arithmetic_dtype(found, result_dtype(tensors, used), compat)
+    stored = result_dtype(tensors, used)
     readers = [tensor_reader(tensor) for tensor in tensors]
     base_reader = tensor_reader(used) if used is not None else None
     shape = tuple(everything[0].shape)
-    return TensorView(name, shape, readers, base_reader, dtype, random, allow_nonfinite=allow_nonfinite)
+    return TensorView(
+        name,
+        shape,
+        readers,
+        base_reader,
+        arithmetic_dtype(stored),
+        random,
+        allow_nonfinite=allow_nonfinite,
+        stored=stored,
+    )
 
 
 def merge_view(found: MergeMethod, view: TensorView, parameters: dict[str, Any], dtype: torch.dtype) -> Tensor:

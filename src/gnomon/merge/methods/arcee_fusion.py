@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.registry import merge_method
-from gnomon.merge.select import Scores, cuts_of
+from gnomon.merge.select import Scores, greatest
 
 TINY = 1e-8
 
@@ -28,7 +28,7 @@ def quantile(view: TensorView, share: float) -> float:
     keep = view.numel - math.floor(share * (view.numel - 1))
     if keep == view.numel:
         return min(view.map(lambda block: float(importance(block).min())))
-    return cuts_of(view, Scores(lambda block: [importance(block)]), [keep])[0].threshold
+    return greatest(view, Scores(lambda block: [importance(block)]), [keep])[0].threshold
 
 
 def measure(view: TensorView) -> float:

@@ -9,11 +9,11 @@ from torch import Tensor
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Kept, Magnitudes, greatest
+from gnomon.merge.select import Cut, Magnitudes, greatest
 from gnomon.merge.shares import check_density, check_share
 
-Band = tuple[Kept, Kept]
-"""Kept: among the first cut's elements, not among the second's (the outliers)."""
+Band = tuple[Cut, Cut]
+"""Cut: among the first cut's elements, not among the second's (the outliers)."""
 
 
 def check(density: list[float], gamma: list[float]) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.kernels import merging
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.deltas import Drawn, Trim, combine
-from gnomon.merge.randomness import CounterRandomness, TorchRandomness
+from gnomon.merge.randomness import CounterRandomness
 from gnomon.merge.registry import PerModel, each, merge_method
 from gnomon.merge.select import NOTHING
 from gnomon.merge.shares import check_density, l1_scale
@@ -26,14 +25,6 @@ def check(density: list[float], rescale: str) -> None:
     check_density(density)
     if rescale not in RESCALE:
         raise UsageError(f"`rescale` must be l1 (true), inverse_density or false, not `{rescale}`.", param="rescale")
-
-
-def draw(view: TensorView, *, density: list[float]) -> None:
-    """Under compat: the masks of all models, in their order."""
-    if isinstance(view.random, TorchRandomness):
-        for model, share in enumerate(density):
-            if 0 < share < 1:
-                view.random.draw(view.name, model, torch.full(view.shape, share, dtype=torch.float32))
 
 
 def measure(view: TensorView, *, density: list[float], rescale: str) -> list[Trim]:
@@ -93,7 +84,7 @@ def _norms(view: TensorView, models: list[int], density: list[float]) -> list[li
 
 
 @merge_method(
-    "dare_linear", measure=measure, draw=draw, check=check, sources=(0, None), scratch=9, reference="arXiv 2311.03099"
+    "dare_linear", measure=measure, check=check, random=True, sources=(0, None), scratch=9, reference="arXiv 2311.03099"
 )
 def dare_linear(
     block: Block,
@@ -110,7 +101,7 @@ def dare_linear(
 
 
 @merge_method(
-    "dare_ties", measure=measure, draw=draw, check=check, sources=(0, None), scratch=10, reference="arXiv 2311.03099"
+    "dare_ties", measure=measure, check=check, random=True, sources=(0, None), scratch=10, reference="arXiv 2311.03099"
 )
 def dare_ties(
     block: Block,

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.merge.blocks import Block, TensorView
-from gnomon.merge.deltas import Trim, combine
-from gnomon.merge.randomness import TorchRandomness
+from gnomon.merge.deltas import Trim, combine, keep
 from gnomon.merge.registry import PerModel, each, merge_method
 from gnomon.merge.shares import l1_scale
 
@@ -30,23 +29,9 @@ def keep_probability(delta_RC: Tensor, density: float, epsilon: float) -> Tensor
     return rank_RC * (2 * epsilon / max(1, columns - 1)) + middle if columns > 1 else torch.full_like(rank_RC, middle)
 
 
-def draw(view: TensorView, *, density: list[float], epsilon: list[float]) -> None:
-    """Under compat: the masks of all models, in their order, whole tensors at once."""
-    if isinstance(view.random, TorchRandomness):
-        deltas = [torch.cat(parts) for parts in zip(*view.map(Block.deltas), strict=True)]
-        for model, (delta, share, spread) in enumerate(zip(deltas, density, epsilon, strict=True)):
-            if share < 1:
-                # mergekit ranks along the second dimension where there are three or more
-                ranked = delta.reshape(view.shape).movedim(1, -1) if len(view.shape) > 2 else delta
-                chance = keep_probability(ranked, share, spread)
-                view.random.draw(view.name, model, chance.movedim(-1, 1) if len(view.shape) > 2 else chance)
-
-
 def mask(block: Block, model: int, density: float, epsilon: float) -> Tensor:
     """[R, C] bool: what the draw keeps."""
-    delta_RC, random = block.deltas()[model], block.view.random
-    chance: float | Tensor = 0.0 if random.whole else keep_probability(delta_RC, density, epsilon)
-    return random.keep(block.view.name, model, block.start, chance, delta_RC.shape)
+    return keep(block, model, keep_probability(block.deltas()[model], density, epsilon))
 
 
 def kept(block: Block, model: int, density: float, epsilon: float) -> Tensor:
@@ -76,7 +61,7 @@ def dropped(block: Block, scales: list[float], density: list[float], epsilon: li
 
 
 @merge_method(
-    "della", measure=measure, draw=draw, check=check, sources=(0, None), scratch=14, reference="arXiv 2406.11617"
+    "della", measure=measure, check=check, random=True, sources=(0, None), scratch=14, reference="arXiv 2406.11617"
 )
 def della(
     block: Block,
@@ -96,7 +81,13 @@ def della(
 
 
 @merge_method(
-    "della_linear", measure=measure, draw=draw, check=check, sources=(0, None), scratch=13, reference="arXiv 2406.11617"
+    "della_linear",
+    measure=measure,
+    check=check,
+    random=True,
+    sources=(0, None),
+    scratch=13,
+    reference="arXiv 2406.11617",
 )
 def della_linear(
     block: Block,

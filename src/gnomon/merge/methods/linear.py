@@ -16,7 +16,7 @@ def check_weights(weight: list[float], normalize: bool) -> None:
         )
 
 
-@merge_method("linear", base="ignored", check=check_weights, compat_dtype="float32", reference="arXiv 2203.05482")
+@merge_method("linear", base="ignored", check=check_weights, reference="arXiv 2203.05482")
 def linear(block: Block, measured: None, *, weight: PerModel[float], normalize: bool = True) -> Tensor:
     """Weighted average of the models; no base model."""
     merged_RC = block.models_RC[0] * weight[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ def mean_cosine(products: Tensor) -> Tensor:
     """Mean over pairs; products: [..., n, n] inner products."""
     models = products.shape[-1]
     norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    cosines = products / (norms.unsqueeze(-1) * norms.unsqueeze(-2)).clamp_min(1e-12)
+    cosines = products / (norms.unsqueeze(-1) * norms.unsqueeze(-2)).clamp_min(TINY)
     upper = torch.triu_indices(models, models, offset=1)
     return cosines[..., upper[0], upper[1]].clamp(-1, 1).mean(-1)
 
@@ -35,14 +33,7 @@ def measure(view: TensorView, *, filter_wise: bool) -> float | None:
     if filter_wise and len(view.shape) > 1:
         return None
     products = gram(view, "deltas")
-    if view.dtype in (torch.float32, torch.float64):
-        return float(interpolation(mean_cosine(products), len(view.readers)))
-    # compat in half types: every step is rounded, as mergekit does
-    norms = torch.tensor([math.sqrt(v) for v in view.sums(lambda b: [d.float().square() for d in b.deltas()])])
-    half, lengths = products.to(view.dtype), norms.to(view.dtype)
-    upper = torch.triu_indices(len(half), len(half), offset=1)
-    cosines = half[upper[0], upper[1]] / (lengths[upper[0]] * lengths[upper[1]])
-    return float(interpolation(cosines.clamp(-1, 1).mean(), len(view.readers)))
+    return float(interpolation(mean_cosine(products), len(view.readers)))
 
 
 @merge_method("model_stock", sources=(2, None), measure=measure, scratch=7, reference="arXiv 2403.19522")

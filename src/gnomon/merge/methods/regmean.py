@@ -7,6 +7,8 @@ showed are averaged too. Everything without a Gram matrix is averaged. Legend: O
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,16 @@ def measure(view: TensorView, *, weight: list[float], alpha: float) -> Tensor | 
         return None
     parts = view.map(lambda block: [model_RC.double() for model_RC in block.models_RC])
     models_OI = [torch.cat(rows) for rows in zip(*parts, strict=True)]
-    left = torch.zeros(view.shape[1], view.shape[1], dtype=torch.float64)
-    right = torch.zeros(view.shape[1], view.shape[0], dtype=torch.float64)
+    return solve(models_OI, view.statistics, weight, alpha)
+
+
+def solve(models_OI: list[Tensor], grams: Sequence[Tensor], weight: list[float], alpha: float) -> Tensor:
+    """[O, I] float64: nearest to all models' outputs on inputs with these Gram matrices."""
+    outputs, inputs = models_OI[0].shape
+    left = torch.zeros(inputs, inputs, dtype=torch.float64)
+    right = torch.zeros(inputs, outputs, dtype=torch.float64)
     mean_OI = weighted_sum(models_OI, [share / sum(weight) for share in weight])
-    for statistic, model_OI, share in zip(view.statistics, models_OI, weight, strict=True):
+    for statistic, model_OI, share in zip(grams, models_OI, weight, strict=True):
         gram_II = statistic.double() * share
         gram_II = gram_II * alpha + torch.diag(gram_II.diagonal() * (1 - alpha))
         left += gram_II

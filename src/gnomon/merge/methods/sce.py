@@ -10,15 +10,18 @@ from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.registry import merge_method
-from gnomon.merge.select import EVERYTHING, Kept, Scores, greatest
+from gnomon.merge.select import EVERYTHING, Cut, Scores, greatest
 from gnomon.merge.shares import check_share
+
+SMALLEST_ENERGY = 1e-6
+"""Summed mean squares below which all models weigh the same: mergekit's bound."""
 
 
 @dataclass(frozen=True)
 class Measured:
     """Which positions are kept, and each model's share."""
 
-    cut: Kept
+    cut: Cut
     weight: list[float]
 
 
@@ -31,7 +34,7 @@ def variance(block: Block) -> Tensor:
     return torch.stack(block.deltas()).float().var(0, correction=0)
 
 
-def selected(block: Block, cut: Kept) -> list[Tensor]:
+def selected(block: Block, cut: Cut) -> list[Tensor]:
     deltas_RC = block.deltas()
     if cut is EVERYTHING:
         return deltas_RC
@@ -40,13 +43,14 @@ def selected(block: Block, cut: Kept) -> list[Tensor]:
 
 
 def measure(view: TensorView, *, select_topk: float) -> Measured:
-    cut: Kept = EVERYTHING
+    cut: Cut = EVERYTHING
     if select_topk < 1:
         varying = sum(view.map(lambda block: int(torch.count_nonzero(variance(block)))))
         cut = greatest(view, Scores(lambda block: [variance(block)]), [math.floor(select_topk * varying)])[0]
     sums = view.sums(lambda block: [delta_RC.square() for delta_RC in selected(block, cut)])
     energy = math.fsum(sums)
-    return Measured(cut, [value / energy for value in sums] if energy > 0 else [1 / len(sums)] * len(sums))
+    alive = energy >= SMALLEST_ENERGY * view.numel
+    return Measured(cut, [value / energy for value in sums] if alive else [1 / len(sums)] * len(sums))
 
 
 @merge_method("sce", measure=measure, check=check, scratch=9, reference="arXiv 2408.07990")

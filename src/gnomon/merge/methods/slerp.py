@@ -22,7 +22,7 @@ def measure(view: TensorView, *, t: float) -> tuple[float, float]:
     return float(first), float(second)
 
 
-@merge_method("slerp", sources=(1, 1), measure=measure, compat_dtype="float32")
+@merge_method("slerp", sources=(1, 1), measure=measure)
 def slerp(block: Block, measured: tuple[float, float], *, t: float) -> Tensor:
     """Along the great circle from the base (t=0) to the other model (t=1)."""
     first, second = measured

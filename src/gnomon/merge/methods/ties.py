@@ -14,7 +14,7 @@ from gnomon.errors import UsageError
 from gnomon.merge.blocks import Block, ChainedView, TensorView
 from gnomon.merge.deltas import Trim, combine
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Kept, Magnitudes, greatest
+from gnomon.merge.select import Cut, Magnitudes, greatest
 from gnomon.merge.shares import check_density
 
 
@@ -29,7 +29,7 @@ def check(density: list[float], trim_scope: str) -> None:
         raise UsageError(f"`trim_scope` is tensor or model, not `{trim_scope}`.", param="trim_scope")
 
 
-def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Sequence[Kept]:
+def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Sequence[Cut]:
     """For each model, the cut that keeps its greatest magnitudes."""
     if trim_scope == "model" and view.siblings is not None and view.once is not None:
         chain = ChainedView(view.siblings(), view.threads)
@@ -39,7 +39,7 @@ def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Seque
     return greatest(view, Magnitudes(), keeps)
 
 
-def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Kept]:
+def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Cut]:
     """The paper's trim: the greatest magnitudes of a model's whole task vector."""
     keeps = [trim_count(share, chain.numel) for share in density]
     return greatest(chain, Magnitudes(), keeps)
@@ -48,7 +48,7 @@ def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Kept]:
 @merge_method("ties", measure=measure, check=check, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
 def ties(
     block: Block,
-    measured: Sequence[Kept],
+    measured: Sequence[Cut],
     *,
     weight: PerModel[float],
     density: PerModel[float] = each(1.0),
