@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "contrastive": {"fuse": "contrastive"},
     "gate": {"when": "gate", "threshold": 0.02},
     "entropy": {"when": "entropy", "threshold": 4.0},
+    "safe": {"when": "safe"},
 }
 
 

@@ -22,7 +22,7 @@ Refs = typer.Argument(None, help="Model references, or one recipe or GaC file.",
 Core = typer.Option(None, "--core", help="union (default), topk or byte.")
 Weights = typer.Option(None, "--weights", help="Votes, as 2,1: one per member, normalised.")
 Fuse = typer.Option(None, "--fuse", help="arithmetic (default), geometric, contrastive or proxy.")
-When = typer.Option(None, "--when", help="every (default), gate or entropy.")
+When = typer.Option(None, "--when", help="every (default), gate, entropy or safe.")
 Threshold = typer.Option(None, "--threshold", help="Of the gate (a probability) or the entropy (nats).")
 Primary = typer.Option(None, "--primary", help="The member that leads: its name.")
 Profile = typer.Option(None, "--profile", help="Numeric profile of all members: fp32, bf16, int8 or gguf.")

@@ -19,7 +19,7 @@ from gnomon.ensemble.byte_runner import ByteRunner
 from gnomon.ensemble.language import check_language
 from gnomon.ensemble.member import Member
 from gnomon.ensemble.options import EnsembleOptions, Policy
-from gnomon.ensemble.runner import EnsembleRunner
+from gnomon.ensemble.safe import SafeRunner
 from gnomon.ensemble.shared import SharedRunner
 from gnomon.ensemble.symbols import SymbolTokenizer, split_by
 from gnomon.ensemble.union import TopUnionCore, UnionCore
@@ -110,7 +110,7 @@ def _union(members: list[Member], policy: Policy, options: EnsembleOptions, limi
         if core == "topk"
         else UnionCore(members, symbols, renormalize=renormalize)
     )
-    runner = EnsembleRunner(
+    runner = SafeRunner(
         members,
         made,
         policy,

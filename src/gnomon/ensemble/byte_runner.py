@@ -163,7 +163,7 @@ class ByteRunner(SymbolRunner[ByteText]):
         told, policy = text.told, text.told.policy
         speaking = [m for m in range(len(self.members)) if m not in told.dropped]
         rows = [as_row(text.lattices[m].distribution()) for m in speaking]
-        weights = told.weights()
+        weights = told.weights(speaking)
         told.steps += 1
         told.fused_steps += len(speaking) > 1
         told.pruned = max(lattice.pruned for lattice in text.lattices)

@@ -33,6 +33,10 @@ PLAIN_TEMPLATE = (
 """For a member without a template of its own: a transcript."""
 
 
+MOST_EXTRA_ROWS = 16
+"""Of logits that nobody asked for, computed to save a pass."""
+
+
 @dataclass
 class Counters:
     """What one request cost a member: forward passes it was part of, tokens fed, and tokens fed a second time."""
@@ -57,13 +61,16 @@ class _Text:
 
 @dataclass(frozen=True)
 class Job:
-    """One text to advance to. prompt: how many of its ids never change again: their pages may serve others."""
+    """One text to advance to. prompt: how many of its ids never change again: their pages may serve others. rows: of
+    how many tokens at its end the logits are wanted.
+    """
 
     sequence: int
     ids: list[int]
     prompt: int
     salt: str = ""
     counters: Counters | None = None
+    rows: int = 1
 
 
 class Member:
@@ -115,7 +122,8 @@ class Member:
         return [bos if bos is not None else min(self.stops, default=0)]
 
     def advance(self, jobs: Sequence[Job], budget: int) -> list[Tensor | Exception | None]:
-        """Bring texts up to date, earlier jobs first, within `budget` tokens -> logits [V] after each, None: not yet.
+        """Bring texts up to date, earlier jobs first, within `budget` tokens -> logits after each ([V], or [rows, V]
+        for a job of several rows), None: not yet.
 
         Sequences of the jobs are distinct. The first job always makes progress.
         """
@@ -142,8 +150,8 @@ class Member:
         if spans:
             for (place, span), rows in zip(spans, self.runner.step([span for _, span in spans]), strict=True):
                 self._book(jobs[place], span)
-                if span.wants == "last":
-                    results[place] = rows[-1]
+                if span.wants != "none":
+                    results[place] = rows[-1] if jobs[place].rows == 1 else rows[-jobs[place].rows :]
         return results
 
     def rows(self, ids: Sequence[int], budget: int) -> list[Tensor]:
@@ -196,21 +204,24 @@ class Member:
         if text is None:
             text = self._texts[job.sequence] = self._begin(job)
         text.used = self._clock
-        common = min(_common(text.ids, job.ids), len(job.ids) - 1)
+        common = min(_common(text.ids, job.ids), len(job.ids) - job.rows)
         if common < text.kept * PAGE:
             self.pool.release(text.pages)  # the prompt itself changed: nothing of it may be rewritten in place
             text.pages, text.kept, text.keys, common = [], 0, [], 0
         text.ids = list(job.ids[:common])
         count = min(budget, len(job.ids) - common)
+        if job.rows > 1:  # rows of one pass, and no others but few
+            backlog = len(job.ids) - common - job.rows
+            count = min(budget, backlog) if backlog > MOST_EXTRA_ROWS else len(job.ids) - common
         if not self._reserve(text, common + count, protected):
             return None
-        wants = "last" if common + count == len(job.ids) else "none"
+        wants = "none" if common + count < len(job.ids) else "last" if job.rows == 1 else "all"
         ids = list(job.ids[common : common + count])
         return Span(job.sequence, ids, common, list(text.pages), wants, self.sides)
 
     def _begin(self, job: Job) -> _Text:
         keys = self.pool.chain(job.ids[: job.prompt], job.salt) if self.runner.shares_pages else []
-        usable = (len(job.ids) - 1) // PAGE
+        usable = (len(job.ids) - job.rows) // PAGE
         pages = self.pool.find(keys[:usable], job.ids)
         computed = len(pages) * PAGE
         return _Text(list(job.ids[:computed]), pages, len(pages), keys, fed=computed, cached_prompt=computed)

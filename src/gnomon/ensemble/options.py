@@ -18,7 +18,7 @@ from gnomon.ensemble.fusion import MEMBERS_NEEDED, normalised
 from gnomon.errors import UsageError
 
 Core = Literal["union", "topk", "byte"]
-When = Literal["every", "gate", "entropy"]
+When = Literal["every", "gate", "entropy", "safe"]
 FuseName = Literal["arithmetic", "geometric", "contrastive", "proxy"]
 
 
@@ -60,9 +60,9 @@ class EnsembleOptions(BaseModel):
     ] = "fail"
     weights: Annotated[list[float] | None, Field(description="One vote per member; normalised.")] = None
     fuse: Annotated[FuseName, Field(description="arithmetic | geometric | contrastive | proxy.")] = "arithmetic"
-    when: Annotated[When, Field(description="every token, or only where the primary is unsure: gate | entropy.")] = (
-        "every"
-    )
+    when: Annotated[
+        When, Field(description="every token, or only where the primary is unsure: gate | entropy | safe.")
+    ] = "every"
     primary: Annotated[str | int | None, Field(description="Name or number of the member that leads.")] = None
     threshold: Annotated[
         float | None, Field(description="gate: fuse where the primary's best probability is below; entropy: above.")
@@ -105,18 +105,24 @@ class Policy:
                 param="ensemble.fuse",
             )
         threshold = options.threshold
-        if options.when != "every" and threshold is None:
+        gated = options.when in ("gate", "entropy")
+        if gated and threshold is None:
             raise UsageError(
                 f"`when: {options.when}` needs a threshold.",
                 hint="gate: a probability such as 0.5; entropy: nats such as 2.0. Find one: gnomon ensemble sweep",
                 param="ensemble.threshold",
             )
         if threshold is not None:
-            if options.when == "every":
+            if not gated:
                 raise UsageError("A threshold needs `when: gate` or `when: entropy`.", param="ensemble.threshold")
             most = 1.0 if options.when == "gate" else math.inf
             if not 0 <= threshold <= most:
                 raise UsageError(f"The threshold {threshold} is out of range.", param="ensemble.threshold")
+        if options.when == "safe" and options.fuse in MEMBERS_NEEDED:
+            raise UsageError(
+                f"`fuse: {options.fuse}` needs all its members at every token; `when: safe` leaves some out.",
+                param="ensemble.when",
+            )
         return cls(
             tuple(checked),
             options.fuse,

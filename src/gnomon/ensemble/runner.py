@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from gnomon.engine.runner import Rows
+from gnomon.ensemble.draft import Draft
 from gnomon.ensemble.member import Job, Member
 from gnomon.ensemble.options import Policy
 from gnomon.ensemble.prompts import understand
@@ -26,10 +27,13 @@ from gnomon.errors import GnomonError
 
 @dataclass
 class UnionText(SymbolText):
-    """growing: each member's view of what was generated. voices: of the members that stand at its end."""
+    """growing: each member's view of what was generated. voices: of the members that stand at its end. draft: where
+    the primary would go on to (`when: safe`).
+    """
 
     growing: list[GrowingText] = field(default_factory=list)
     voices: dict[int, Voice] = field(default_factory=dict)
+    draft: Draft | None = None
 
     def ids(self, member: int, data: bytes) -> list[int]:
         assert self.prompts is not None
@@ -173,8 +177,12 @@ class EnsembleRunner(SymbolRunner[UnionText]):
             wanted |= {m for m in range(len(self.members)) if m not in told.dropped}
         if not wanted <= text.voices.keys():
             return None
-        voices = {m: text.voices[m] for m in sorted(wanted)}
-        fused = self.core.fused(voices, policy, told.weights(), masked=told.masked)
+        return self._told(text, {m: text.voices[m] for m in sorted(wanted)})
+
+    def _told(self, text: UnionText, voices: dict[int, Voice]) -> Tensor:
+        """The fused row of those who speak; usage and votes are noted."""
+        told = text.told
+        fused = self.core.fused(voices, told.policy, told.weights(voices), masked=told.masked)
         told.steps += 1
         told.fused_steps += len(voices) > 1
         told.fused = len(voices) > 1

@@ -29,9 +29,12 @@ SEQUENCE = -2
 
 
 class Trunk:
-    """Logits after any beginning of one token sequence, and after short branches off it."""
+    """Logits after any beginning of one token sequence that is not shorter than its context, and after short branches.
 
-    def __init__(self, member: Member, ids: Sequence[int]) -> None:
+    ids: the context (`context` of them) and the text.
+    """
+
+    def __init__(self, member: Member, ids: Sequence[int], context: int) -> None:
         if len(ids) > member.max_context:
             raise ContextLengthExceeded(
                 f"The text has {len(ids)} tokens for `{member.name}`; its context holds {member.max_context}.",
@@ -45,6 +48,7 @@ class Trunk:
         self.rows: dict[int, Tensor] = {}
         self.branches: dict[tuple[int, ...], Tensor] = {}
         self.pages = self._allocate(-(-len(ids) // PAGE))
+        self._feed(context - 1)
 
     def close(self) -> None:
         self.member.pool.release(self.pages)
@@ -92,6 +96,13 @@ class Trunk:
         shorter = min(len(self.ids), len(ids))
         return next((i for i in range(shorter) if self.ids[i] != ids[i]), shorter)
 
+    def _feed(self, length: int) -> None:
+        """Tokens after which nobody asks for logits."""
+        while self.computed < length:
+            chunk = self.ids[self.computed : min(self.computed + 4 * CHUNK, length)]
+            self.member.runner.step([Span(SEQUENCE, chunk, self.computed, self.pages, "none", self.member.sides)])
+            self.computed += len(chunk)
+
     def _compute(self, length: int) -> None:
         """Bring the trunk to `length` tokens; rows older than the chunk before are forgotten."""
         while self.computed < length:
@@ -128,7 +139,7 @@ class Trunk:
 
 def byte_probabilities(member: Member, lattice: Lattice, context: list[int], data: bytes) -> Floats:
     """The probability of each byte of `data` after the context's tokens, then of STOP -> [len(data) + 1]."""
-    trunk = Trunk(member, context + member.retokenizer.ids(data))
+    trunk = Trunk(member, context + member.retokenizer.ids(data), len(context))
     growing = GrowingText(member.retokenizer)
     found = np.empty(len(data) + 1)
     try:

@@ -7,7 +7,7 @@ thread alone once the request is submitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,11 +44,11 @@ class Told:
     def __post_init__(self) -> None:
         self.counters = [Counters() for _ in self.names]
 
-    def weights(self) -> list[float]:
-        """The policy's weights among the members that still speak."""
-        alive = [0.0 if place in self.dropped else w for place, w in enumerate(self.policy.weights)]
-        total = sum(alive)
-        return [w / total for w in alive] if total else [float(p not in self.dropped) for p in range(len(alive))]
+    def weights(self, speaking: Collection[int]) -> list[float]:
+        """The policy's weights among those who speak; 0 for the others."""
+        among = [w if place in speaking else 0.0 for place, w in enumerate(self.policy.weights)]
+        total = sum(among)
+        return [w / total for w in among] if total else [float(place in speaking) for place in range(len(among))]
 
     def token(self, symbol: int, position: int) -> dict[str, Any] | None:
         """A token was drawn: its votes, when they are wanted."""
