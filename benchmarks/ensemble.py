@@ -1,9 +1,10 @@
 """The ensemble beside its members. Writes benchmarks/results/ensemble*.json.
 
     python benchmarks/ensemble.py quality   bits per byte and multiple choice, members and mixture (GNOMON_DATA)
-    python benchmarks/ensemble.py speed     ms per token of union, topk, gate, byte against the sum of the members alone
+    python benchmarks/ensemble.py gate      accuracy and share of fused tokens at each threshold, and of `safe`'s rule
+    python benchmarks/ensemble.py speed     ms per token of union, topk, gate, safe, byte against the members' sum alone
 
-Quality is resumable: what a member thinks of each byte is kept in .bench/ensemble. Timings alternate in one process;
+Quality and gate are resumable (LIMIT=SECONDS stops a run): what is found is kept in .bench/ensemble. Timings alternate in one process;
 medians of several rounds, with quartiles.
 """
 
@@ -157,55 +158,113 @@ def quality() -> None:
     (RESULTS / "ensemble-quality.svg").write_text(svg(report))
 
 
+def gate() -> None:
+    """Multiple choice through the union core: every token fused, the primary alone, and gates between."""
+    path, items = KEPT / "gate.json", questions()
+    kept: dict[str, list[list[list[float]]]] = json.loads(path.read_text()) if path.exists() else {}
+    with Ensemble(MEMBERS, core="union", primary=0, threads=1, ledger=False) as ensemble:
+        for item in items:
+            if item.prompt in kept or time.perf_counter() > UNTIL:
+                continue
+            seen = ensemble.judge(item.prompt, item.choices)
+            kept[item.prompt] = [[[j.best, j.alone, j.fused] for j in choice] for choice in seen]
+            print(len(kept), file=sys.stderr, flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(kept))
+    items = [item for item in items if item.prompt in kept]
+    sizes = np.ones(len(items))
+
+    def judged(threshold: float) -> tuple[np.ndarray, float]:
+        """Which items are answered rightly, and the share of fused tokens."""
+        right, opened, count = [], 0, 0
+        for item in items:
+            scores = []
+            for choice, seen in zip(item.choices, kept[item.prompt], strict=True):
+                scores.append(sum(f if b < threshold else a for b, a, f in seen) / len(choice.encode()))
+                opened, count = opened + sum(b < threshold for b, _, _ in seen), count + len(seen)
+            right.append(int(np.argmax(scores)) == item.answer)
+        return np.array(right, dtype=float), opened / count
+
+    every, _ = judged(2.0)
+    rows = []
+    for threshold in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 2.0):
+        right, share = judged(threshold)
+        rows.append(
+            {
+                "threshold": threshold,
+                "fused_share": round(share, 4),
+                "accuracy": _interval(right, sizes, 0),
+                "to_every": _interval(right - every, sizes, 0),
+            }
+        )
+    write("ensemble-gate", {"primary": MEMBERS[0], "items": len(items), "rows": rows})
+
+
 def spread(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4)
     return {"median": middle, "q1": low, "q3": high}
 
 
-def decoding(model: Any, count: int, **options: Any) -> float:
-    """ms per symbol, the prompt's own time left out."""
-    prompt = "The keeper of the lighthouse climbed"
-    model.generate(prompt, max_tokens=1, seed=1, **options)  # the prompt is cached now, where it can be
-    started, first, tokens = time.perf_counter(), None, 0
-    for chunk in model.stream(prompt, max_tokens=count, ignore_eos=True, seed=1, **options):
+PROMPTS = ("The keeper of the lighthouse climbed", "In the beginning of the nineteenth century", "def fibonacci(n):")
+
+
+def decoding(model: Any, count: int, prompt: str) -> tuple[float, dict[str, Any]]:
+    """ms per symbol, the prompt's own time left out; and the usage."""
+    model.generate(prompt, max_tokens=1, seed=1)  # the prompt is cached now, where it can be
+    started, first, tokens, usage = time.perf_counter(), None, 0, None
+    for chunk in model.stream(prompt, max_tokens=count, ignore_eos=True, seed=1):
         if chunk.token_ids and first is None:
             first = time.perf_counter()
         tokens += len(chunk.token_ids)
-    return 1000 * (time.perf_counter() - (first or started)) / max(tokens - 1, 1)
+        usage = chunk.usage or usage
+    spent = 1000 * (time.perf_counter() - (first or started)) / max(tokens - 1, 1)
+    return spent, (usage.details or {}).get("ensemble", {}) if usage else {}
 
 
 def speed() -> None:
-    rounds, count = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("COUNT", "24"))
-    wanted = os.environ.get("CORES", "union,topk,gate 0.5,byte").split(",")
+    """Members and ensembles alternate; each round takes the next prompt."""
+    rounds, count = int(os.environ.get("ROUNDS", "6")), int(os.environ.get("COUNT", "31"))
     members = [load(name, speculation="off", ledger=False) for name in MEMBERS]
     kinds: dict[str, dict[str, Any]] = {
         "union": {"core": "union"},
         "topk": {"core": "topk"},
+        "gate 0.2": {"core": "union", "when": "gate", "threshold": 0.2},
+        "gate 0.3": {"core": "union", "when": "gate", "threshold": 0.3},
         "gate 0.5": {"core": "union", "when": "gate", "threshold": 0.5},
+        "safe": {"core": "union", "when": "safe"},
         "byte": {"core": "byte"},
     }
-    made = {name: Ensemble(members, ledger=False, **kinds[name]) for name in wanted}
+    made = {name: Ensemble(members, ledger=False, **options) for name, options in kinds.items()}
     times: dict[str, list[float]] = {name: [] for name in [*MEMBERS, *made]}
-    share = {}
-    for _ in range(rounds):
-        for name, member in zip(MEMBERS, members, strict=True):
-            times[name].append(decoding(member, count))
-        for name, ensemble in made.items():
-            times[name].append(decoding(ensemble, count * (4 if name == "byte" else 1)))
-    for name, ensemble in made.items():
-        used = ensemble.generate("The keeper of the lighthouse climbed", max_tokens=count, ignore_eos=True, seed=1)
-        share[name] = used.usage.details["ensemble"]
+    shares: dict[str, list[float]] = {name: [] for name in made}
+    for number in range(rounds + 1):
+        prompt = PROMPTS[number % len(PROMPTS)]
+        for name, model in [*zip(MEMBERS, members, strict=True), *made.items()]:
+            spent, used = decoding(model, count * (2 if name == "byte" else 1), prompt)
+            if number:  # the first round warms up
+                times[name].append(spent)
+                if used:
+                    shares[name].append(used["fused_steps"] / used["steps"])
     together = [a + b for a, b in zip(times[MEMBERS[0]], times[MEMBERS[1]], strict=True)]
-    ratios = {n: spread([t / s for t, s in zip(times[n], together, strict=True)]) for n in made}
-    report = {
-        "unit": "ms per symbol (byte: ms per byte)",
-        "rounds": rounds,
-        "ms": {name: spread(values) for name, values in times.items()},
-        "sum_of_members_alone": spread(together),
-        "ratio_to_sum_of_members": ratios,
-        "usage": share,
-    }
-    write("ensemble-speed", report)
+    text = "The keeper of the lighthouse climbed the stairs every evening to light the lamp."
+    tokens = [len(model.encode(text)) for model in members]
+    per_token = len(text.encode()) / (sum(tokens) / len(tokens))
+    write(
+        "ensemble-speed",
+        {
+            "unit": "ms per symbol (byte: ms per byte)",
+            "rounds": rounds,
+            "symbols": count,
+            "ms": {name: spread(values) for name, values in times.items()},
+            "sum_of_members_alone": spread(together),
+            "ratio_to_sum_of_members": {
+                n: spread([t / s for t, s in zip(times[n], together, strict=True)]) for n in made
+            },
+            "fused_share": {name: statistics.mean(values) for name, values in shares.items()},
+            "byte_ms_per_token": statistics.median(times["byte"]) * per_token,
+            "bytes_per_token": per_token,
+        },
+    )
 
 
 def write(name: str, report: dict[str, Any]) -> None:
@@ -222,4 +281,4 @@ def write(name: str, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"quality": quality, "speed": speed}[sys.argv[1]]()
+    {"quality": quality, "gate": gate, "speed": speed}[sys.argv[1]]()
