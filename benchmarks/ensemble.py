@@ -4,8 +4,8 @@
     python benchmarks/ensemble.py gate      accuracy and share of fused tokens at each threshold, and of `safe`'s rule
     python benchmarks/ensemble.py speed     ms per token of union, topk, gate, safe, byte against the members' sum alone
 
-Quality and gate are resumable (LIMIT=SECONDS stops a run): what is found is kept in .bench/ensemble. Timings alternate in
-one process; medians of several rounds, with quartiles.
+Quality and gate are resumable (LIMIT=SECONDS stops a run): what is found is kept in .bench/ensemble. Timings alternate
+in one process; medians of several rounds, with quartiles.
 """
 
 from __future__ import annotations
