@@ -7,13 +7,13 @@ import pytest
 import gnomon
 from gnomon.errors import FetchError
 from gnomon.learn import GRPOConfig, GRPOTrainer, open_reward
-from gnomon.learn.grpo import GRPOResult
+from gnomon.learn.grpo import TrainResult
 
 PROMPTS = ["Once upon a time", "The sea is"]
 LAST = {"smollm2-135m-instruct": "layers.29.mlp", "gemma-3-270m": "layers.17.mlp"}
 
 
-def trained(reference: str, profile: str) -> GRPOResult:
+def trained(reference: str, profile: str) -> TrainResult:
     config = GRPOConfig(
         max_steps=2,
         per_device_train_batch_size=4,
