@@ -104,6 +104,7 @@ def load(
         profile = own.get("profile")
     threads = own.get("threads") if threads is None else threads
     device = own.get("device") if device is None else device
+    determinism = own.get("determinism") if determinism is None else determinism
     kv_memory = own.get("kv_memory") if kv_memory is None else kv_memory
     max_sequences = own.get("max_sequences", MOST_SEQUENCES) if max_sequences is None else max_sequences
     token_budget = own.get("token_budget", TOKEN_BUDGET) if token_budget is None else token_budget

@@ -78,6 +78,10 @@ class Recipe(BaseModel):
     profile: Annotated[str | None, Field(description="Numeric profile: fp32, bf16, int8 or gguf.")] = None
     threads: Annotated[int | None, Field(gt=0, description="CPU threads; default: the CPUs really available.")] = None
     device: Annotated[str | None, Field(description="Where it runs: cpu.")] = None
+    determinism: Annotated[
+        Literal["exact", "verified", "fast"] | None,
+        Field(description="Networks that run through transformers: refused, verified, or as they are."),
+    ] = None
     chat_template: Annotated[str | None, Field(description="Path of a Jinja chat template.")] = None
     engine: EngineOptions = EngineOptions()
     serve: ServeOptions = ServeOptions()
@@ -175,7 +179,7 @@ def resolve(ref: str | Path) -> Resolved | None:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint, param=error.param) from None
     if recipe.chat_template is not None:
         options["chat_template"] = read_template(Path(recipe.chat_template))
-    given = {key: getattr(recipe, key) for key in ("profile", "threads", "device")}
+    given = {key: getattr(recipe, key) for key in ("profile", "threads", "device", "determinism")}
     given |= recipe.engine.model_dump(exclude_unset=True)
     source: Any = recipe.model
     if recipe.merge is not None:

@@ -104,3 +104,29 @@ def test_each_kind_of_determinism_says_what_it_cannot_do(folder: Path, tiny_dir:
         load(tiny_dir, threads=1, determinism="perhaps")
     with load(folder, threads=1, determinism="fast") as fast, load(folder, threads=1, determinism="verified") as slow:
         assert fast.fingerprint != slow.fingerprint
+
+
+def test_its_certificate_tries_company_chunks_and_drafts_beside_running_requests(
+    verified: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_tokens": 12, "seed": 3, "temperature": 0.8, "ignore_eos": True, "logprobs": 0}
+    alone = verified.generate(IDS[:20], **options)
+    running = verified.submit(IDS[:20], options)
+    certificate = verified.certificate(renew=True)
+    assert certificate.passed and [probe.name for probe in certificate.probes] == ["the sampler", "the engine"]
+    (again,) = running.collect()
+    assert (again.token_ids, again.logprobs) == (alone.token_ids, alone.logprobs)
+    monkeypatch.setattr(VerifiedNetwork, "_run", TransformersNetwork._run)  # the mutation check: any shape
+    assert not verified.certificate(renew=True).passed
+
+
+def test_the_mode_is_a_flag_and_a_recipe_key(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gnomon.cli.main import run
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"gnomon: 1\nmodel: {folder}\ndeterminism: verified\nthreads: 1\n")
+    with load(recipe) as model:
+        assert isinstance(model.network, VerifiedNetwork)
+    asked = ["generate", "abc", "-m", str(folder), "--threads", "1", "--max-tokens", "2", "--determinism"]
+    assert run([*asked, "verified"]) == 0
+    assert run([*asked, "exact"]) == 2 and "cannot promise exact bits" in capsys.readouterr().err

@@ -7,6 +7,7 @@ after exactly j WINDOW cached ones, padded where tokens are not known yet. A row
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,6 +33,12 @@ class VerifiedNetwork(TransformersNetwork):
     def __init__(self, checkpoint: Checkpoint, operators: Operators) -> None:
         super().__init__(checkpoint, operators)
         self._texts: dict[int, list[int]] = {}
+
+    def apart(self) -> VerifiedNetwork:
+        """The same weights with caches of their own: for a certificate beside running requests."""
+        other = copy.copy(self)
+        other._caches, other._texts = {}, {}
+        return other
 
     def description(self) -> dict[str, object]:
         """What can change a bit: stock torch on this kind of processor, and the one shape."""

@@ -53,6 +53,7 @@ def loading_options() -> list[Parameter]:
         option("profile", str | None, "Numeric profile: fp32, bf16, int8 or gguf."),
         option("threads", int | None, "CPU threads; default: the CPUs really available."),
         option("device", str | None, "Where it runs: cpu, or cuda (not run on real hardware yet: docs/gpu.md)."),
+        option("determinism", str | None, "For networks that are not gnomon's own: exact (refuse), verified or fast."),
         option("chat_template", str | None, "A Jinja chat template file, in place of the model's own."),
     ]
 
@@ -145,7 +146,7 @@ def merged_settings(ref: str | None, values: Mapping[str, Any], **more: Any) -> 
     from gnomon.config import settings
 
     recipe = Path(ref) if ref is not None and ref.endswith((".yaml", ".yml")) and _is_recipe(Path(ref)) else None
-    flags = {key: values.get(key) for key in ("profile", "threads", "device", "chat_template")}
+    flags = {key: values.get(key) for key in ("profile", "threads", "device", "determinism", "chat_template")}
     if ref is not None and recipe is None:
         flags["model"] = ref
     return settings({**flags, **more}, recipe)
@@ -177,6 +178,7 @@ def open_model(settings: Settings, ref: str | None = None) -> Model:
         profile=recipe.profile,
         threads=recipe.threads,
         device=recipe.device,
+        determinism=recipe.determinism,
         chat_template=template,
         defaults=options,
         **{key: getattr(recipe.engine, key) for key in ENGINE_KEYS},

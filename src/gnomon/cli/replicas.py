@@ -35,6 +35,7 @@ def run_replicas(settings: Settings, started: float) -> None:
         "profile": recipe.profile,
         "threads": threads,
         "device": recipe.device,
+        "determinism": recipe.determinism,
         "chat_template": read_template(Path(recipe.chat_template)) if recipe.chat_template else None,
         "defaults": settings.options,
         **{key: getattr(recipe.engine, key) for key in common.ENGINE_KEYS},

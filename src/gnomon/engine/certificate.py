@@ -100,6 +100,13 @@ def certify(
     """
     started = time.perf_counter()
     operators: Operators | None = getattr(network, "operators", None)
+    verified = getattr(network, "apart", None)
+    if verified is not None:
+        run = _Run(verified())
+        solo = run.alone()
+        probes = [probe("the sampler", probe_sampler()), probe("the engine", _scenarios(run, solo))]
+        seconds = round(time.perf_counter() - started, 3)
+        return Certificate(fingerprint, profile, tuple(probes), "", solo.digest(), _machine(None), seconds)
     if operators is None:
         return Certificate(fingerprint, profile, (), "", "", _machine(None), 0.0, covered=False)
     solo = _Run(network, sides).alone()
@@ -214,19 +221,8 @@ def _scenarios(run: _Run, solo: _Seen) -> Iterator[tuple[str, bool]]:
     company = engine.largest_batch == 4 and all(other.finished for other in (*others, late))
     yield "among other requests", company and seen.tokens == expected
 
-    engine = run.engine()
-    run.submit_and_drain(engine, name="first", seed=9)
-    seen = run.submit_and_drain(engine)
-    yield "on a warm prefix cache", seen.finished[0].cached_tokens == PAGE and seen.tokens == expected
-
-    seen = run.submit_and_drain(engine, salt="other")
-    yield "under another salt", seen.finished[0].cached_tokens == 0 and seen.tokens == expected
-
-    engine = run.engine()
-    before = [(token + 1) % run.network.vocab_size for token in run.prompt[:PAGE]]
-    run.submit(engine, before + run.prompt[:PAGE] + before[:1], "the same page later in a text", max_tokens=1)
-    _drain(engine)
-    yield "after the same page elsewhere", run.submit_and_drain(engine).tokens == expected
+    if getattr(run.network, "shares_pages", True):
+        yield from _cache_scenarios(run, expected)
 
     engine = run.engine(pages=3)
     run.submit(engine, run.prompt[:62], "older", seed=5, max_tokens=12)
@@ -244,3 +240,19 @@ def _scenarios(run: _Run, solo: _Seen) -> Iterator[tuple[str, bool]]:
     _drain(engine)
     again = [(entry.token_id, entry.logprob) for entry in seen.prompt[-NEW_TOKENS:]]
     yield "as part of a prompt", again == expected
+
+
+def _cache_scenarios(run: _Run, expected: list[tuple[int, float | None]]) -> Iterator[tuple[str, bool]]:
+    engine = run.engine()
+    run.submit_and_drain(engine, name="first", seed=9)
+    seen = run.submit_and_drain(engine)
+    yield "on a warm prefix cache", seen.finished[0].cached_tokens == PAGE and seen.tokens == expected
+
+    seen = run.submit_and_drain(engine, salt="other")
+    yield "under another salt", seen.finished[0].cached_tokens == 0 and seen.tokens == expected
+
+    engine = run.engine()
+    before = [(token + 1) % run.network.vocab_size for token in run.prompt[:PAGE]]
+    run.submit(engine, before + run.prompt[:PAGE] + before[:1], "the same page later in a text", max_tokens=1)
+    _drain(engine)
+    yield "after the same page elsewhere", run.submit_and_drain(engine).tokens == expected

@@ -124,7 +124,19 @@ def _from_file(path: Path, said: Mapping[str, Any] | None = None) -> Resolved | 
         raise ConfigError(
             f"{path}: both `model` and `ensemble.members` name models.", hint="Keep one of them.", param="model"
         )
-    own = {"gnomon", "name", "model", "profile", "threads", "device", "chat_template", "engine", "serve", "sampling"}
+    own = {
+        "gnomon",
+        "name",
+        "model",
+        "profile",
+        "threads",
+        "device",
+        "determinism",
+        "chat_template",
+        "engine",
+        "serve",
+        "sampling",
+    }
     inline = set(Registry.installed().keys())
     if unknown := sorted(set(content) - own - inline):
         raise ConfigError(
