@@ -2,6 +2,7 @@
 
     python benchmarks/ensemble.py quality   bits per byte and multiple choice, members and mixture (GNOMON_DATA)
     python benchmarks/ensemble.py gate      accuracy and share of fused tokens at each threshold, and of `safe`'s rule
+    python benchmarks/ensemble.py ranker    a pair ranker over MiniLM, fitted and tried on ARC
     python benchmarks/ensemble.py speed     ms per token of union, topk, gate, safe, byte against the members' sum alone
 
 Quality and gate are resumable (LIMIT=SECONDS stops a run): what is found is kept in .bench/ensemble. Timings alternate
@@ -200,6 +201,40 @@ def gate() -> None:
     write("ensemble-gate", {"primary": MEMBERS[0], "items": len(items), "rows": rows})
 
 
+def ranker() -> None:
+    """Right against wrong choices of the training items; then the best of each test item's choices."""
+    from gnomon.ensemble.ranker import PairRanker, Preference
+
+    def items(name: str, count: int) -> list[Item]:
+        usual = [entry for entry in lines(name, 2 * count) if entry["answer"] in "ABCDE"]
+        return [Item.parse(entry, name) for entry in usual[:count]]
+
+    learned, asked = items("arc_challenge_train.jsonl", 800), items("arc_challenge_test.jsonl", 400)
+    with load("minilm-l6-v2") as model:
+        pairs = [
+            Preference(item.prompt, item.choices[item.answer], choice)
+            for item in learned
+            for place, choice in enumerate(item.choices)
+            if place != item.answer
+        ]
+        made = PairRanker.fit(model, pairs, penalty=3.0)
+        right, pairwise = [], []
+        for item in asked:
+            scores = made.scores(item.prompt, item.choices)
+            right.append(float(int(np.argmax(scores)) == item.answer))
+            pairwise += [float(scores[item.answer] > s) for p, s in enumerate(scores) if p != item.answer]
+    chance = float(np.mean([1 / len(item.choices) for item in asked]))
+    report = {
+        "embedding": "minilm-l6-v2",
+        "pairs_learned": len(pairs),
+        "items": len(asked),
+        "accuracy": _interval(np.array(right), np.ones(len(right)), 0),
+        "chance": chance,
+        "pairs_right": float(np.mean(pairwise)),
+    }
+    write("ensemble-ranker", report)
+
+
 def spread(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4)
     return {"median": middle, "q1": low, "q3": high}
@@ -281,4 +316,4 @@ def write(name: str, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"quality": quality, "gate": gate, "speed": speed}[sys.argv[1]]()
+    {"quality": quality, "gate": gate, "ranker": ranker, "speed": speed}[sys.argv[1]]()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gnomon.ensemble.ranker import PairRanker
 from gnomon.errors import UsageError
 from gnomon.generation import Generation
 from gnomon.model import Model
@@ -67,8 +68,10 @@ def cool_fusion(
     return Answer(text, tuple(parts))
 
 
-def best_of(models: Sequence[Model], prompt: str, *, n: int = 1, **options: Any) -> Answer:
-    """n answers of each model, scored by all; the one of fewest bits per byte."""
+def best_of(
+    models: Sequence[Model], prompt: str, *, n: int = 1, ranker: PairRanker | None = None, **options: Any
+) -> Answer:
+    """n answers of each model, scored by all; the one of fewest bits per byte, or the one that the ranker prefers."""
     _needs(models)
     weights = [1 / len(models)] * len(models)
     found = []
@@ -79,6 +82,8 @@ def best_of(models: Sequence[Model], prompt: str, *, n: int = 1, **options: Any)
     if not found:
         raise UsageError("Every answer was empty.", hint="Raise max_tokens, or set min_tokens.")
     cost, name, text = min(found)
+    if ranker is not None:
+        cost, name, text = found[ranker.best(prompt, [text for _, _, text in found])]
     return Answer(text, ((name, text, cost),))
 
 
