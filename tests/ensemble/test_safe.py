@@ -63,18 +63,22 @@ def test_every_place_is_fused_or_not_as_the_rule_says(
         assert any(found)
 
 
-def test_others_are_asked_once_a_window_and_not_at_all_where_the_primary_is_sure(
-    safe: Ensemble, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_judge_of_one_mind_is_asked_once_a_window(tiny_dir: Path) -> None:
     asked = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
-    forwards = safe.generate("the band", **asked).usage.details["ensemble"]["forwards"]  # type: ignore[union-attr]
-    assert forwards["tiny-gemma"] < 20 <= forwards["tiny-llama"]
+    with Ensemble([tiny_dir, tiny_dir], threads=1, core="union", when="safe") as twins:
+        used = twins.generate("the band", **asked).usage.details["ensemble"]  # type: ignore[union-attr]
+    assert used["fused_steps"] == 0 and used["steps"] == 20
+    assert used["forwards"]["tiny-llama#2"] <= 6 < 20 <= used["forwards"]["tiny-llama"]
+
+
+def test_others_are_not_asked_where_the_primary_is_sure(safe: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gnomon.ensemble.draft.SURE", 0.0)
+    asked = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     alone = safe.generate("the band", **asked)
     used = alone.usage.details["ensemble"]  # type: ignore[union-attr]
-    assert used["forwards"] == {"tiny-llama": 20, "tiny-gemma": 0} and used["fused_steps"] == 0
-    primary = safe.models[0].generate("the band", **asked)
-    assert alone.text == primary.text  # type: ignore[union-attr]
+    assert used["forwards"]["tiny-gemma"] == 0 and used["fused_steps"] == 0
+    shut = safe.generate("the band", **asked, ensemble={"when": "gate", "threshold": 0.0})
+    assert alone.token_ids == shut.token_ids  # type: ignore[union-attr]
 
 
 def test_rows_stand_where_a_member_has_a_token_boundary() -> None:
