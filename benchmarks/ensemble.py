@@ -36,8 +36,9 @@ DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "m
 KEPT = ROOT / ".bench" / "ensemble"
 RESULTS = ROOT / "benchmarks" / "results"
 MEMBERS = ["smollm2-135m-instruct", "gemma-3-270m"]
-ITEMS = int(os.environ.get("ITEMS", "200"))
-TEXTS = int(os.environ.get("TEXTS", "6"))
+ITEMS = int(os.environ.get("QUESTIONS", "50"))
+TEXTS = int(os.environ.get("TEXTS", "3"))
+"""Of each kind; for tuning a third of it of each language."""
 LANGUAGES = ROOT / "benchmarks" / "texts" / "languages.json"
 """Our own texts in five languages."""
 
@@ -55,7 +56,8 @@ def texts(split: str) -> dict[str, list[str]]:
         "maths": [e["question"] for e in lines("gsm8k_test.jsonl", TEXTS, skip)],
         "code": [(e.get("code") or e.get("text") or str(e))[:300] for e in lines("mbpp_test.jsonl", TEXTS, skip)],
     }
-    return found | json.loads(LANGUAGES.read_text(encoding="utf-8"))[split]
+    count = TEXTS if split == "test" else max(1, TEXTS // 3)
+    return found | {k: v[:count] for k, v in json.loads(LANGUAGES.read_text(encoding="utf-8"))[split].items()}
 
 
 def questions() -> list[Item]:
