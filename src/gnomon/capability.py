@@ -119,7 +119,11 @@ class PromptStage(Protocol):
 
 
 class StreamStage(Protocol):
-    """Sees canonical text in order; releases, holds, replaces or ends it. Depends on the text, never on the split."""
+    """Sees canonical text in order; releases, holds, replaces or ends it. Depends on the text, never on the split.
+
+    It must not block. One with an attribute `waits` that is true may wait in `finish`, which is then called on a thread
+    of its own.
+    """
 
     def push(self, text: str) -> Released:
         """More text arrived."""

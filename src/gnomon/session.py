@@ -71,6 +71,7 @@ class TextSession:
         self.gate = gate
         self.released = ""  # what left so far; kept for the gate alone
         self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
+        self.waits = any(getattr(stage, "waits", False) for stage in self.stages)
 
     def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
         """Log-probabilities of the prompt's own tokens, before the first token."""
@@ -127,7 +128,8 @@ class TextSession:
         cut = self.reason is not None
         if self.reason is None:
             self.reason = "cancelled" if finished.reason == "error" else finished.reason
-            released = self._through(self._new_part(self.detokenizer.finish()), closing=True)
+            if not (self.waits and self.reason == "cancelled"):  # nobody is there to wait for
+                released = self._through(self._new_part(self.detokenizer.finish()), closing=True)
             self._hide(released.hidden)
             if released.cut is not None:
                 self._end_at(released)

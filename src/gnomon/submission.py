@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import queue
 import struct
 import threading
@@ -24,6 +25,8 @@ from gnomon.generation import Chunk, Generation, Run, TokenLogprob
 from gnomon.kernels.side import SidePath
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.session import SessionInfo, TextSession
+
+log = logging.getLogger("gnomon.submission")
 
 
 class Submission:
@@ -233,12 +236,22 @@ def make_request(
             recorder.on_token(event, decision)
         return decision
 
+    def end(finished: Finished) -> None:
+        try:
+            final = session.on_finish(finished)
+            if recorder is not None:
+                recorder.on_chunk(final)
+                recorder.on_finish(finished, private=session.private)
+            submission.put(finished.error if finished.error is not None else final)
+        except Exception as error:
+            log.exception("The end of request %s failed", submission.id)
+            submission.put(GnomonError(f"The end of the request failed: {type(error).__name__}."))
+
     def on_finish(finished: Finished) -> None:
-        final = session.on_finish(finished)
-        if recorder is not None:
-            recorder.on_chunk(final)
-            recorder.on_finish(finished, private=session.private)
-        submission.put(finished.error if finished.error is not None else final)
+        if session.waits and session.reason is None:
+            threading.Thread(target=end, args=(finished,), name="gnomon-ending", daemon=True).start()
+        else:
+            end(finished)
 
     return Request(
         id=f"{submission.id}/{index}",

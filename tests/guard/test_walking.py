@@ -154,7 +154,7 @@ def test_a_hundred_megabytes_stream_through_in_bounded_memory() -> None:
     released = kept = 0
     while released < 100_000_000:
         released += len(session.push(piece))
-        lane = session.gates[0]
+        lane = session.lanes[0]
         assert isinstance(lane, Lane) and isinstance(lane.matcher, walking.NativeMatcher)
         kept = max(kept, len(session._text), len(lane.text), len(lane.matcher._blob), len(lane.matcher.given))
     assert kept < 100_000 and session.findings == []

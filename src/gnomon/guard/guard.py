@@ -20,13 +20,14 @@ from gnomon.capability import option_error
 from gnomon.errors import ConfigError, UsageError
 from gnomon.guard.automaton import Program, Source
 from gnomon.guard.finding import Result
-from gnomon.guard.lane import Plan
+from gnomon.guard.lane import Lane, Plan
+from gnomon.guard.lookout import Lookout
 from gnomon.guard.policy import DEFAULT, Check, GuardOptions
 from gnomon.guard.rules import Rule, make_rule, pack, pack_names, read_rules, word_rule
 from gnomon.guard.scanning import get, names
-from gnomon.guard.session import Bound, Session, lanes, verdict_of
+from gnomon.guard.session import Bound, Session, verdict_of
 from gnomon.guard.vault import Vault
-from gnomon.guard.watching import Watch, Watcher
+from gnomon.guard.watching import Watch
 
 Direction = Literal["input", "output"]
 VERSION = 1
@@ -77,16 +78,29 @@ class Guard:
         """The guard of parsed options; compiled once for equal options."""
         return cls._of_json(options.model_dump_json())
 
-    def session(self, direction: Direction = "output", *, vault: Vault | None = None, prompt: str = "") -> Session:
-        """A new stream. prompt: what it answers, for scanners that compare."""
+    def session(
+        self,
+        direction: Direction = "output",
+        *,
+        vault: Vault | None = None,
+        prompt: str = "",
+        waits: bool = True,
+    ) -> Session:
+        """A new stream. prompt: what it answers, for scanners that compare.
+
+        waits: a push waits for the scanners that hold its text (each at most its time); without, what they clear leaves
+        with a later push, and only finish() waits.
+        """
         one = self._compiled[direction]
         return Session(
             one.bounds,
-            [*lanes(one.plans), *(Watcher(watch, prompt) for watch in one.watches)],
+            [Lane(plan) for plan in one.plans],
+            Lookout(one.watches, prompt) if one.watches else None,
             fingerprint=f"{self.fingerprint}/{direction}",
             vault=vault,
             shadow=self.options.shadow,
             message=self.options.on_block.message if direction == "output" else "",
+            waits=waits,
         )
 
     def scan(

@@ -131,6 +131,22 @@ def report(head: Head, vectors_NC: np.ndarray, labels_N: Sequence[str], positive
     return _binary(scores[:, place], truth == place, accuracy)
 
 
+def length_matched(lengths_N: Sequence[int], labels_N: Sequence[str], *, step: int = 10) -> list[int]:
+    """Places of as many texts of each label in every class of lengths (`step` characters), the first ones of each.
+
+    A head that only learnt that injections are long does no better than chance on them.
+    """
+    classes: dict[int, dict[str, list[int]]] = {}
+    for place, (length, label) in enumerate(zip(lengths_N, labels_N, strict=True)):
+        classes.setdefault(length // step, {}).setdefault(label, []).append(place)
+    count = len(set(labels_N))
+    chosen: list[int] = []
+    for of_label in classes.values():
+        most = min(map(len, of_label.values())) if len(of_label) == count else 0
+        chosen += [place for places in of_label.values() for place in places[:most]]
+    return sorted(chosen)
+
+
 def _binary(score_N: np.ndarray, positive_N: np.ndarray, accuracy: float) -> Report:
     good, bad = np.sort(score_N[positive_N]), np.sort(score_N[~positive_N])
     if not len(good) or not len(bad):

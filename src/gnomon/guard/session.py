@@ -1,6 +1,6 @@
 """One text under guard: pieces in, what may leave out. What leaves and what is found depend on the text alone.
 
-Every gate (a lane of rules, a watching scanner) says up to where it is sure; text leaves up to the earliest of these
+Every lane of rules and the lookout of scanners say up to where they are sure; text leaves up to the earliest of these
 places, with findings replaced on the way. A block ends the text where the blocked part begins. Held text that never
 became safe is dropped, not let out. Knows nothing of tokens, engines or HTTP.
 """
@@ -10,34 +10,17 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from gnomon.errors import UsageError
 from gnomon.guard.finding import Finding
-from gnomon.guard.lane import Hit, Lane, Plan
+from gnomon.guard.lane import Hit, Lane
+from gnomon.guard.lookout import Lookout
 from gnomon.guard.vault import Vault
 
 CHANGES = {"redact", "replace", "vault"}
 SLICE = 1 << 16
 """Characters looked at in one go, so that a huge text needs little memory."""
-
-
-class Gate(Protocol):
-    """What a session asks of everything that judges its text; a Lane is one."""
-
-    def feed(self, text: str) -> None: ...
-    def finish(self) -> None: ...
-    def take(self) -> list[Hit]: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, saved: Mapping[str, Any]) -> None: ...
-    @property
-    def frontier(self) -> int: ...
-    @property
-    def settled(self) -> int: ...
-    @property
-    def stopped(self) -> Hit | None: ...
-    @property
-    def runs(self) -> list[Hit]: ...
 
 
 @dataclass(frozen=True)
@@ -72,14 +55,16 @@ class _Open:
 
 @dataclass
 class Session:
-    """The state of one guarded text."""
+    """The state of one guarded text. waits: a push waits for the scanners' verdicts; else they count when they come."""
 
     rules: Sequence[Bound]
-    gates: list[Gate]
+    lanes: list[Lane]
+    lookout: Lookout | None = None
     fingerprint: str = ""
     vault: Vault | None = None
     shadow: bool = False
     message: str = ""
+    waits: bool = True
 
     def __post_init__(self) -> None:
         self._decoder: codecs.IncrementalDecoder | None = None  # once bytes came
@@ -93,7 +78,8 @@ class Session:
         self._fresh: list[Finding] = []  # not told yet
         self._blocked: Finding | None = None
         self._finished = False
-        self._interleave = len(self.gates) > 1 and any(getattr(g, "urgent", True) for g in self.gates)
+        self._ended: Hit | None = None  # a rule ends the text here; a look that is out may end it earlier
+        self._interleave = len(self.lanes) > 1 and any(lane.urgent for lane in self.lanes)
 
     # -- the public face ----------------------------------------------------------------------------------------
 
@@ -126,21 +112,20 @@ class Session:
         text = self._decoded(piece)
         if self._finished:
             raise UsageError("This guard session is finished.", hint="Begin another: guard.session().")
-        if self._blocked is not None or not text:
+        if self._blocked is not None or not (text or self.lookout):
             return Step(settled=self.released)
+        if not text:
+            return self._decide()
         steps = [self._advance(text[at : at + SLICE]) for at in range(0, len(text), SLICE)]
         return steps[0] if len(steps) == 1 else joined(steps)
 
     def whole(self, text: str | bytes) -> str:
         """push and finish in one, for a session that has seen nothing yet."""
-        if isinstance(text, bytes) or len(text) > SLICE or self._interleave or self.length:
+        if isinstance(text, bytes) or len(text) > SLICE or self._interleave or self.lookout or self.length:
             return self.push(text) + self.finish()
-        self._text, self.length = text, len(text)
-        for gate in self.gates:
-            gate.feed(text)
-        if self._stopped() is not None:
-            return self._block().text + self.finish()
-        return self.finish()
+        self._text = text
+        self._feed(text)
+        return self.finish() if self._ended is None else self._decide().text + self.finish()
 
     def _decoded(self, piece: str | bytes) -> str:
         """A piece as text; bytes may end inside a character, which a following str ends."""
@@ -161,36 +146,80 @@ class Session:
         self._finished = True
         last = Step()
         if self._blocked is None:
-            for gate in self.gates:
-                gate.finish()
-            last = self._release(self.length, self.length) if self._stopped() is None else self._block()
+            last = self._last()
         last = last._replace(settled=self.released, findings=last.findings + self._close_findings(None))
         return last if before is None else joined([before, last])
 
+    def _last(self) -> Step:
+        """Nothing comes any more: wait for the scanners, let out the rest or end it."""
+        if self._ended is None:
+            for lane in self.lanes:
+                lane.finish()
+            self._ended = self._stopped()
+        if self.lookout is not None:
+            if self._ended is None:
+                self.lookout.finish(*self._known())
+            else:
+                self.lookout.poll(most=0)
+        if self._ended is not None or (self.lookout is not None and self.lookout.stop is not None):
+            return self._decide()
+        return self._release(self.length, self.length)
+
     def _advance(self, text: str) -> Step:
-        if self._blocked is not None:
-            return Step(settled=self.released)
+        if self._blocked is not None or self._ended is not None:
+            return self._decide() if self._blocked is None else Step(settled=self.released)
         self._text += text
-        for piece in text if self._interleave else (text,):
-            for gate in self.gates:
-                gate.feed(piece)
-            self.length += len(piece)
-            if self._stopped() is not None:
-                return self._block()
-        frontier = min((gate.frontier for gate in self.gates), default=self.length)
-        settled = min((gate.settled for gate in self.gates), default=self.length)
-        return self._release(frontier, settled)
+        steps = []
+        while text and self._ended is None and self._blocked is None:
+            count = len(text) if self.lookout is None else self.lookout.next_point(text)
+            piece, text = text[:count], text[count:]
+            self._feed(piece)
+            if self.lookout is not None and self._ended is None:
+                self.lookout.feed(piece, *self._known())
+            if self.lookout is not None and self.waits:
+                self.lookout.poll(most=0)
+                steps.append(self._decide())
+        return joined(steps) if steps else self._decide()
+
+    def _feed(self, piece: str) -> None:
+        """A piece through the lanes, up to where a rule ends the text."""
+        for part in piece if self._interleave else (piece,):
+            for lane in self.lanes:
+                lane.feed(part)
+            self.length += len(part)
+            self._ended = self._stopped()
+            if self._ended is not None:
+                return
+
+    def _known(self) -> tuple[int, int]:
+        """How far the rules are sure: what they hold back, and what they may still report."""
+        frontier = min((lane.frontier for lane in self.lanes), default=self.length)
+        return frontier, min((lane.settled for lane in self.lanes), default=self.length)
 
     def _stopped(self) -> Hit | None:
-        stops = [stop for gate in self.gates if (stop := gate.stopped) is not None]
+        stops = [stop for lane in self.lanes if (stop := lane.stopped) is not None]
         return min(stops) if stops else None
 
-    def _block(self) -> Step:
+    def _decide(self) -> Step:
+        """What may leave now, or the end."""
+        if self._blocked is not None:
+            return Step(settled=self.released)
+        frontier, settled = self._known()
+        lookout = self.lookout
+        if lookout is not None:
+            lookout.poll()
+            if (stop := lookout.stop) is not None:
+                return self._block(stop.hit, stop.limit, stop.settled)
+            frontier, settled = min(frontier, lookout.frontier), min(settled, lookout.settled)
+        if self._ended is not None and (lookout is None or not lookout.can_stop):
+            if lookout is not None:
+                lookout.poll(most=0)
+            return self._block(self._ended, min(self._ended.start, frontier), settled)
+        return self._release(frontier, settled)
+
+    def _block(self, hit: Hit, limit: int, settled: int) -> Step:
         """The text ends before the blocked part, and before anything that was still held."""
-        hit = self._stopped()
-        assert hit is not None
-        limit = min([hit.start, *(gate.frontier for gate in self.gates)])
-        step = self._release(limit, limit)
+        step = self._release(limit, min(limit, settled))
         self._waiting = []
         self._blocked = Finding(hit.start, hit.end, self.rules[hit.number].name, "block", hit.score, hit.note)
         closed = self._close_findings(None)
@@ -201,9 +230,11 @@ class Session:
     def _release(self, frontier: int, settled: int) -> Step:
         """Let out the text before `frontier`, with what was found in it replaced."""
         runs: list[Hit] = []
-        for gate in self.gates:
-            self._waiting += gate.take()
-            runs += gate.runs
+        for lane in self.lanes:
+            self._waiting += lane.take()
+            runs += lane.runs
+        if self.lookout is not None:
+            self._waiting += self.lookout.take()
         if not self._waiting and not runs:
             text = ""
             if frontier > self.released:
@@ -304,7 +335,9 @@ class Session:
             "found": [[f.start, f.end, f.rule, f.action, f.score, f.note] for f in self._found],
             "blocked": None if self._blocked is None else self._found.index(self._blocked),
             "finished": self._finished,
-            "gates": [gate.state() for gate in self.gates],
+            "ended": None if self._ended is None else list(self._ended),
+            "lanes": [lane.state() for lane in self.lanes],
+            "lookout": None if self.lookout is None else self.lookout.state(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -319,8 +352,11 @@ class Session:
         self._found = [Finding(*one) for one in saved["found"]]
         self._blocked = None if saved["blocked"] is None else self._found[saved["blocked"]]
         self._finished = saved["finished"]
-        for gate, one in zip(self.gates, saved["gates"], strict=True):
-            gate.restore(one)
+        self._ended = None if saved["ended"] is None else Hit(*saved["ended"])
+        for lane, one in zip(self.lanes, saved["lanes"], strict=True):
+            lane.restore(one)
+        if self.lookout is not None:
+            self.lookout.restore(saved["lookout"])
 
 
 def _by_place(hit: Hit) -> tuple[int, int, int]:
@@ -351,7 +387,3 @@ def joined(steps: Iterable[Step]) -> Step:
         tuple(finding for step in many for finding in step.findings),
         next((step.cut for step in many if step.cut is not None), None),
     )
-
-
-def lanes(plans: Sequence[Plan]) -> list[Gate]:
-    return [Lane(plan) for plan in plans]

@@ -46,7 +46,8 @@ class AnswerGuard:
 
     def __init__(self, guard: Guard, context: StageContext) -> None:
         vault = context.memory.get("guard.vault")
-        self.session = guard.session(prompt=context.memory.get("guard.prompt", ""))
+        self.session = guard.session(prompt=context.memory.get("guard.prompt", ""), waits=False)
+        self.waits = self.session.lookout is not None
         self.restorer = Restorer(vault) if vault is not None and len(vault) else None
         self.settled = 0
         self.prompt_findings: list[Finding] = list(context.memory.get("guard.findings", ()))

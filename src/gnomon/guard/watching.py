@@ -1,30 +1,22 @@
-"""A scanner as a gate of a session: it looks at canonical points of the text, never at pieces as they arrive.
+"""A scanner on one text: where it looks, and what its judgements mean.
 
-Points are ends of sentences, and every `stride` characters where none comes; at each the scanner sees the last
-`context` characters. So its verdict depends on the text alone. It runs in a pool with a deadline; when it fails or is
-late, the session is blocked (fail closed) or the failure is reported (fail open). Knows nothing of what it computes.
+It looks at canonical points, never at pieces as they arrive: ends of sentences, and every `stride` characters where
+none comes; at each it sees the last `context` characters. So its verdict depends on the text alone, whenever it comes.
+Knows nothing of threads or of other scanners.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnomon.guard.lane import Hit
 from gnomon.guard.scanning import Judgement, Scanner
 
-WORKERS = 8
 ENDS = ".!?\n。！？"
-
-
-@cache
-def pool() -> ThreadPoolExecutor:
-    """One pool for all sessions: a scanner that hangs takes one worker of it, not the server."""
-    return ThreadPoolExecutor(WORKERS, thread_name_prefix="gnomon-guard")
+SENTENCE = re.compile(rf"[{ENDS}]\s")
 
 
 @dataclass(frozen=True)
@@ -44,119 +36,137 @@ class Watch:
     fail_open: bool = False
     seconds: float = 1.5
 
+    @property
+    def holds(self) -> bool:
+        """Whether text waits for its verdict."""
+        return self.gate and self.action != "flag"
+
+
+class Failure(NamedTuple):
+    """A look that gave no judgement. why: without anything of the text."""
+
+    why: str
+
+
+class Place(NamedTuple):
+    """A look to take: at `text`, which ends at `point`; what it judges begins at `start`."""
+
+    start: int
+    point: int
+    text: str
+
 
 class Watcher:
     """The running state of one scanner on one text."""
 
-    urgent = True
-
-    def __init__(self, watch: Watch, prompt: str = "") -> None:
+    def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self.prompt = prompt
         self.position = 0
         self.text = ""  # the last `context` characters
         self.point = 0  # where it looked last
+        self.cleared = 0  # text before it is judged
         self.streak = 0
         self.streak_start = 0
         self.may_end = False  # the last character ends a sentence if a space follows
         self.hits: list[Hit] = []
-        self._stopped: Hit | None = None
 
-    def feed(self, text: str) -> None:
-        for character in text:
-            if self._stopped is not None:
-                return
-            if self.may_end and character.isspace():
-                self._look()
-            self.text = (self.text + character)[-self.watch.context :]
-            self.position += 1
-            self.may_end = character in ENDS
-            if self.position - self.point >= self.watch.stride:
-                self._look()
+    # -- where it looks -------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        if self._stopped is None and self.position > self.point:
-            self._look()
-        if self._stopped is None and self.streak:
-            self._found(self.streak_start, Judgement(1.0))  # nothing comes that could disagree
+    def next_point(self, text: str) -> int:
+        """How many characters of what comes next it needs for its next look; all of them when there is none."""
+        if self.may_end and text[0].isspace() and self.position > self.point:
+            return 1
+        left = self.watch.stride - (self.position - self.point)
+        found = SENTENCE.search(text, 0, left)
+        return found.end() if found else min(left, len(text))
 
-    def _look(self) -> None:
-        watch, start, self.point = self.watch, self.point, self.position
-        future: Future[Judgement] = pool().submit(watch.scanner, self.text, self.prompt)
-        try:
-            found = future.result(timeout=watch.seconds)
-            score = float(found.score)
-            if not 0 <= score <= 1:
-                raise ValueError("a score outside 0..1")
-        except Late:
-            future.cancel()
-            self._failed(start, f"{watch.scanner.name} took longer than {watch.seconds:g} s")
-            return
-        except Exception as error:  # whatever a scanner does wrong, the text must not leave unseen
-            self._failed(start, f"{watch.scanner.name} failed: {type(error).__name__}")
-            return
-        if score < watch.threshold:
+    def advance(self, piece: str) -> Place | None:
+        """More text, not past its next point -> the look to take there."""
+        spaced = piece[-1].isspace() and (piece[-2] in ENDS if len(piece) > 1 else self.may_end)
+        place = None
+        if spaced and self.position + len(piece) - 1 > self.point:
+            self._add(piece[:-1])
+            place = self._place()
+            self._add(piece[-1])
+        else:
+            self._add(piece)
+        self.may_end = piece[-1] in ENDS
+        if place is None and self.position - self.point >= self.watch.stride:
+            place = self._place()
+        return place
+
+    def finish(self) -> Place | None:
+        """The look at what is left at the end."""
+        return self._place() if self.position > self.point else None
+
+    def _add(self, text: str) -> None:
+        self.text = (self.text + text)[-self.watch.context :]
+        self.position += len(text)
+
+    def _place(self) -> Place:
+        start, self.point = self.point, self.position
+        return Place(start, self.point, self.text)
+
+    # -- what it found --------------------------------------------------------------------------------------------
+
+    def judge(self, start: int, point: int, found: Judgement | Failure) -> Hit | None:
+        """The outcome of its looks, one after the other -> where the text must end, if it must."""
+        watch, self.cleared = self.watch, point
+        if isinstance(found, Failure):
+            hit = Hit(start, point, watch.error_number, note=found.why)
+            return self._told(hit, watch.fail_open or watch.action == "flag")
+        if found.score < watch.threshold:
             self.streak = 0
-            return
+            return None
         self.streak_start = self.streak_start if self.streak else start
         self.streak += 1
-        if self.streak >= watch.debounce:
-            self.streak = 0
-            self._found(self.streak_start, found)
+        if self.streak < watch.debounce:
+            return None
+        self.streak = 0
+        hit = Hit(self.streak_start, point, watch.number, score=found.score, note=found.note)
+        return self._told(hit, watch.action == "flag")
 
-    def _found(self, start: int, found: Judgement) -> None:
-        hit = Hit(start, self.position, self.watch.number, score=found.score, note=found.note)
-        if self.watch.action == "block":
-            self._stopped = hit
-        else:
+    def judge_end(self) -> Hit | None:
+        """Nothing comes that could disagree with the last looks."""
+        if not self.streak:
+            return None
+        self.streak = 0
+        return self._told(Hit(self.streak_start, self.position, self.watch.number), self.watch.action == "flag")
+
+    def _told(self, hit: Hit, only_told: bool) -> Hit | None:
+        if only_told:
             self.hits.append(hit)
-
-    def _failed(self, start: int, why: str) -> None:
-        hit = Hit(start, self.position, self.watch.error_number, score=1.0, note=why)
-        if self.watch.fail_open or self.watch.action == "flag":
-            self.hits.append(hit)
-        else:
-            self._stopped = hit
-
-    @property
-    def frontier(self) -> int:
-        if self.watch.action == "flag":
-            return self.position
-        cleared = self.streak_start if self.streak else self.point
-        if self._stopped is not None:
-            cleared = min(cleared, self._stopped.start)
-        return cleared if self.watch.gate else min(self.position, cleared + self.watch.max_exposure)
+            return None
+        self.cleared = min(self.cleared, hit.start)
+        return hit
 
     @property
     def settled(self) -> int:
-        return self.streak_start if self.streak else self.point
+        """Text before it is judged for good."""
+        return self.streak_start if self.streak else self.cleared
 
     @property
-    def stopped(self) -> Hit | None:
-        return self._stopped
+    def frontier(self) -> int:
+        """Text before it may leave, as far as this scanner goes."""
+        if self.watch.action == "flag":
+            return self.position
+        return self.settled if self.watch.gate else min(self.position, self.settled + self.watch.max_exposure)
 
-    @property
-    def runs(self) -> list[Hit]:
-        return []
-
-    def take(self) -> list[Hit]:
-        found, self.hits = self.hits, []
-        return found
+    # -- keeping --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         return {
             "position": self.position,
             "text": self.text,
             "point": self.point,
+            "cleared": self.cleared,
             "streak": self.streak,
             "streak_start": self.streak_start,
             "may_end": self.may_end,
-            "prompt": self.prompt,
-            "hits": [[h.start, h.end, h.number, h.overflow, h.score, h.note] for h in self.hits],
+            "hits": [list(hit) for hit in self.hits],
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        self.position, self.text, self.point = saved["position"], saved["text"], saved["point"]
-        self.streak, self.streak_start = saved["streak"], saved["streak_start"]
-        self.may_end, self.prompt = saved["may_end"], saved["prompt"]
+        for name in ("position", "text", "point", "cleared", "streak", "streak_start", "may_end"):
+            setattr(self, name, saved[name])
         self.hits = [Hit(*one) for one in saved["hits"]]
