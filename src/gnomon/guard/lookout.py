@@ -165,11 +165,6 @@ class Lookout:
         return self._candidate if not self.pending else None
 
     @property
-    def can_stop(self) -> bool:
-        """Whether a look that is out may still end the text before here."""
-        return self._candidate is not None or any(look.watcher.watch.action != "flag" for look in self.pending)
-
-    @property
     def frontier(self) -> int:
         """Text before it may leave. It never passes where the rules were at the first look that is out."""
         places = [watcher.frontier for watcher in self.watchers]

@@ -79,7 +79,8 @@ class Session:
         self._blocked: Finding | None = None
         self._finished = False
         self._ended: Hit | None = None  # a rule ends the text here; a look that is out may end it earlier
-        self._interleave = len(self.lanes) > 1 and any(lane.urgent for lane in self.lanes)
+        several = len(self.lanes) + (self.lookout is not None) > 1
+        self._interleave = several and any(lane.urgent for lane in self.lanes)
 
     # -- the public face ----------------------------------------------------------------------------------------
 
@@ -173,23 +174,26 @@ class Session:
         while text and self._ended is None and self._blocked is None:
             count = len(text) if self.lookout is None else self.lookout.next_point(text)
             piece, text = text[:count], text[count:]
-            self._feed(piece)
-            if self.lookout is not None and self._ended is None:
-                self.lookout.feed(piece, *self._known())
+            count = self._feed(piece)
+            if self.lookout is not None and count:
+                self.lookout.feed(piece[:count], *self._known())
             if self.lookout is not None and self.waits:
                 self.lookout.poll(most=0)
                 steps.append(self._decide())
         return joined(steps) if steps else self._decide()
 
-    def _feed(self, piece: str) -> None:
-        """A piece through the lanes, up to where a rule ends the text."""
+    def _feed(self, piece: str) -> int:
+        """A piece through the lanes, up to where a rule ends the text -> characters of it that did not end it."""
+        count = 0
         for part in piece if self._interleave else (piece,):
             for lane in self.lanes:
                 lane.feed(part)
             self.length += len(part)
             self._ended = self._stopped()
             if self._ended is not None:
-                return
+                break
+            count += len(part)
+        return count
 
     def _known(self) -> tuple[int, int]:
         """How far the rules are sure: what they hold back, and what they may still report."""
@@ -211,9 +215,7 @@ class Session:
             if (stop := lookout.stop) is not None:
                 return self._block(stop.hit, stop.limit, stop.settled)
             frontier, settled = min(frontier, lookout.frontier), min(settled, lookout.settled)
-        if self._ended is not None and (lookout is None or not lookout.can_stop):
-            if lookout is not None:
-                lookout.poll(most=0)
+        if self._ended is not None and (lookout is None or not lookout.pending):
             return self._block(self._ended, min(self._ended.start, frontier), settled)
         return self._release(frontier, settled)
 

@@ -25,14 +25,15 @@ class Workers:
         self.threads = 0
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._idle = 0
+        self._out = 0  # calls that wait or run
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        self._calls.put((future, function, arguments))
         with self._lock:
-            if self._calls.qsize() > self._idle and self.threads < MOST:
+            self._out += 1
+            if self._out > self.threads and self.threads < MOST:
                 self._begin()
+        self._calls.put((future, function, arguments))
         return future
 
     def _begin(self) -> None:
@@ -41,19 +42,16 @@ class Workers:
 
     def _loop(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             future, function, arguments = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+            del future, function, arguments  # they hold a text
             with self._lock:
-                self._idle -= 1
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:
-                future.set_exception(error)
-            with self._lock:
-                if self.threads > FEW and self._calls.empty():
+                self._out -= 1
+                if self.threads > max(FEW, self._out):
                     self.threads -= 1
                     return
 
