@@ -1,9 +1,10 @@
 """Guard beside its peers: what leaks at every offset and chunking, what it costs, what it finds.
 
 Peers run in environments of their own under .bench/ (llm-guard 0.3.16: its Secrets scanner; nemoguardrails 0.24.1: its
-RollingBuffer, driven as its server drives it), and each is given the exact text of the secret as its pattern, so that
-only the streaming is compared. A window of 256 characters stands for the gateways that hold back a fixed tail.
-    python benchmarks/guard.py [--quick] [--out benchmarks/results/guard.json]
+RollingBuffer, driven as its server drives it; openai-guardrails 0.3.6: its client, checking every 100 chunks),
+and each is given the exact text of the secret as its pattern, so that only the streaming is compared. A window of 256
+characters stands for the gateways that hold back a fixed tail.
+    python benchmarks/guard.py [--quick] [--only speed,cost] [--out benchmarks/results/guard.json]
 """
 
 from __future__ import annotations
@@ -51,6 +52,28 @@ async def run(chunks, secret, first):
 for line in sys.stdin:
     job = json.loads(line)
     print(json.dumps([asyncio.run(run(job["chunks"], job["secret"], first)) for first in (True, False)]), flush=True)
+"""
+OPENAI = """
+import asyncio, json, sys
+from guardrails._streaming import StreamingMixin
+from guardrails.exceptions import GuardrailTripwireTriggered
+class Client(StreamingMixin):
+    def _extract_response_text(self, chunk): return chunk
+    def _create_guardrails_response(self, chunk, *results): return chunk
+    async def _run_stage_guardrails(self, stage, text, **more):
+        if self.secret in text: raise GuardrailTripwireTriggered.__new__(GuardrailTripwireTriggered)
+async def run(chunks, secret):
+    async def source():
+        for chunk in chunks: yield chunk
+    client, shown = Client(), []
+    client.secret = secret
+    try:
+        async for chunk in client._stream_with_guardrails(source(), [], []): shown.append(chunk)
+    except GuardrailTripwireTriggered: return "".join(shown), True
+    return "".join(shown), False
+for line in sys.stdin:
+    job = json.loads(line)
+    print(json.dumps(asyncio.run(run(job["chunks"], job["secret"]))), flush=True)
 """
 LLM_GUARD = """
 import json, logging, sys, time, types
@@ -127,6 +150,7 @@ def leak_rates(quick: bool) -> dict[str, Any]:
     guard = Guard({"output": ["secrets"]})
     tokenizer = open_checkpoint("smollm2-135m-instruct").tokenizer()
     nemo = Peer("nemo", NEMO) if (BENCH / "nemo").exists() else None
+    openai = Peer("openai", OPENAI) if (BENCH / "openai").exists() else None
     chosen: dict[str, tuple[str, str]] = {}
     for case in cases("tp"):
         if case["own_rule_regex"] is None or case["rule"] in chosen:
@@ -151,6 +175,8 @@ def leak_rates(quick: bool) -> dict[str, Any]:
                 if nemo is not None:
                     first, checked = nemo.ask(chunks=chunks, secret=secret)
                     results |= {"nemoguardrails (default)": first, "nemoguardrails (stream_first: false)": checked}
+                if openai is not None:
+                    results["openai-guardrails (every 100 chunks)"] = openai.ask(chunks=chunks, secret=secret)
                 for system, (shown, verdict) in results.items():
                     leaked.setdefault(system, Counter())[name] += leaks(secret, shown)
                     seen.setdefault(system, set()).add(json.dumps([shown, verdict]))
@@ -282,25 +308,33 @@ def recall(quick: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="speed,cost,leaks,recall")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "guard.json")
     arguments = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    result = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 1),
-        },
-        "commit": commit,
+    result: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    result |= {
         "python": sys.version.split()[0],
-        "peers": {"llm-guard": "0.3.16 (Secrets scanner)", "nemoguardrails": "0.24.1 (RollingBuffer 200/50)"},
+        "peers": {
+            "llm-guard": "0.3.16 (Secrets scanner)",
+            "nemoguardrails": "0.24.1 (RollingBuffer 200/50)",
+            "openai-guardrails": "0.3.6 (check_interval 100)",
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     parts = {"speed": speed, "cost": cost, "leaks": leak_rates, "recall": recall}
-    for name, part in parts.items():
-        result[name] = part(arguments.quick) if name in ("leaks", "recall") else part()
+    for name in arguments.only.split(","):
+        part = parts[name]
+        found = part(arguments.quick) if name in ("leaks", "recall") else part()
+        about = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+            "commit": commit,
+        }
+        result[name] = {"run": about} | found
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
         print(name, json.dumps(result[name], indent=1), flush=True)
 

@@ -55,7 +55,7 @@ def sources(most: int) -> dict[str, Labelled]:
         "indirect": indirect(),
         "gcg": table("jbb_gcg_prompts.sample.jsonl", "prompt", "none"),
         "bank": [(text, "0") for text, _ in table("banking77_test.sample.jsonl", "text", "category")],
-        "intents_train": table("banking77_train.csv", "text", "category")[:: max(1, -(-10000 // most))],
+        "intents_train": table("banking77_train.csv", "text", "category")[:: max(3, -(-10000 // most))],
         "intents_test": table("banking77_test.sample.jsonl", "text", "category"),
     }
 

@@ -101,6 +101,7 @@ class Released:
     settled: how many more characters of its input are decided (let out, replaced or dropped); None: len(text).
     cut: where, in all the text it was given so far, everything ends; None: it goes on.
     hidden: spans of all the text it was given that were replaced: their tokens are reported nowhere.
+    back_to: an end of a token, told by `token_ends_at`: the tokens after it are taken back, and others drawn instead.
     """
 
     text: str = ""
@@ -109,6 +110,7 @@ class Released:
     reason: Literal["stop", "content_filter"] = "stop"
     findings: tuple[Mapping[str, Any], ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
+    back_to: int | None = None
 
 
 class PromptStage(Protocol):
@@ -122,7 +124,8 @@ class StreamStage(Protocol):
     """Sees canonical text in order; releases, holds, replaces or ends it. Depends on the text, never on the split.
 
     It must not block. One with an attribute `waits` that is true may wait in `finish`, which is then called on a thread
-    of its own.
+    of its own. One with an attribute `goes_back` that is true stands last, is told where tokens end
+    (`token_ends_at(place)`, before their text) and begins anew with the text that stays (`go_back(text)`).
     """
 
     def push(self, text: str) -> Released:

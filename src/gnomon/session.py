@@ -7,6 +7,7 @@ of queues, servers or other choices.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,10 @@ class TextSession:
         self.released = ""  # what left so far; kept for the gate alone
         self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
         self.waits = any(getattr(stage, "waits", False) for stage in self.stages)
+        self.skip_special_tokens = skip_special_tokens
+        self.goer: Any = next((stage for stage in self.stages if getattr(stage, "goes_back", False)), None)
+        self.fresh = [copy.deepcopy(stage) for stage in self.stages if stage is not self.goer] if self.goer else []
+        self.kept_ids: list[int] = []  # all tokens of the text, for going back alone
 
     def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
         """Log-probabilities of the prompt's own tokens, before the first token."""
@@ -111,7 +116,12 @@ class TextSession:
             return Decision.CONTINUE
         text = self._new_part(self.detokenizer.push(event.token_id))
         self._add(event, text)
+        if self.goer is not None:
+            self.kept_ids.append(event.token_id)
+            self.goer.token_ends_at(self.length)
         released = self._through(text) if text else Released()
+        if released.back_to is not None:
+            return self._go_back(released, released.back_to)
         self._hide(released.hidden)
         if released.cut is not None:
             self._end_at(released)
@@ -119,6 +129,24 @@ class TextSession:
             return Decision.finish(released.reason)
         self._send(released, self._settled_tokens())
         return Decision.CONTINUE
+
+    def _go_back(self, released: Released, place: int) -> Decision:
+        """Take back the tokens whose text lies after `place` (halves of characters too), and all that has seen it."""
+        kept = deque(p for p in self.pending if p.end < place or p.begin < p.end == place)
+        count = len(self.pending) - len(kept)
+        self.pending = kept
+        del self.kept_ids[-count:]
+        self.detokenizer = self.tokenizer.detokenizer(skip_special_tokens=self.skip_special_tokens)
+        text = "".join(map(self.detokenizer.push, self.kept_ids))
+        self.length = len(text)
+        before = [copy.deepcopy(stage) for stage in self.fresh]
+        for number, stage in enumerate(before):
+            text = stage.push(text).text
+            self.settled[number] = len(text)
+        self.stages = [*before, self.goer]
+        self.goer.go_back(text)
+        self._send(released, self._settled_tokens())
+        return Decision.rollback(count + len(self.held))
 
     def on_finish(self, finished: Finished) -> Chunk:
         """The engine is done with this choice: let out what was held, and say why it ended."""
@@ -158,6 +186,7 @@ class TextSession:
         findings: tuple[Mapping[str, Any], ...] = ()
         hidden: tuple[tuple[int, int], ...] = ()
         cut: int | None = None
+        back_to: int | None = None
         reason: Literal["stop", "content_filter"] = "stop"
         for place, stage in enumerate(self.stages):
             results = [stage.push(text)] if text else []
@@ -167,6 +196,7 @@ class TextSession:
             for result in results:
                 findings += result.findings
                 hidden += result.hidden
+                back_to = result.back_to
                 decided = len(result.text) if result.settled is None else result.settled
                 self.settled[place] += decided
                 self.shifted |= place < len(self.stages) - 1 and decided != len(result.text) and result.cut is None
@@ -174,7 +204,7 @@ class TextSession:
                     cut, reason, closing = result.cut, result.reason, True
             if not text and not closing:
                 break
-        return Released(text, cut=cut, reason=reason, findings=findings, hidden=hidden)
+        return Released(text, cut=cut, reason=reason, findings=findings, hidden=hidden, back_to=back_to)
 
     def _end_at(self, released: Released) -> None:
         """The text ends at released.cut: tokens that lie wholly past it never happened."""
@@ -200,6 +230,8 @@ class TextSession:
     def _settled_tokens(self) -> int:
         """How many pending tokens have all their text decided by every stage."""
         limit = min(self.settled, default=self.length)
+        if self.goer is not None:  # a token without text goes with what follows it
+            return sum(1 for p in self.pending if p.end < limit or p.begin < p.end == limit)
         return sum(1 for p in self.pending if p.end <= limit)
 
     def _take(self, count: int) -> list[TokenEvent]:

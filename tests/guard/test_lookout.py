@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,9 @@ from gnomon.guard import Guard, Judgement, lookout, scanner
 from gnomon.guard import scanning as registry
 from gnomon.guard.session import Session
 from gnomon.guard.workers import MOST, Workers
+from gnomon.model import Model
+from helpers.saying import saying
+from helpers.server import serving
 
 LETTERS = st.text(alphabet="aab. ", max_size=60)
 
@@ -156,3 +160,55 @@ def test_calls_that_hang_leave_room_for_others() -> None:
     hold.set()
     assert all(future.result(10) for future in hanging)
     assert workers.submit(lambda: 7).result(10) == 7
+
+
+def test_what_async_let_out_too_early_is_retracted_exactly(tiny: Model) -> None:
+    """The offsets are those of the text that the reader has, redactions before it included."""
+    looked, go = threading.Event(), threading.Event()
+
+    @scanner("t_late", about="Thinks until it may say.")
+    def late(text: str, *, prompt: str = "") -> Judgement:
+        if "ugly" not in text:
+            return Judgement(0.0)
+        looked.set()
+        go.wait(60)
+        return Judgement(1.0)
+
+    checks: list[dict[str, Any]] = [
+        {"use": "regex", "name": "key", "regex": "K[0-9]{4}", "replacement": "#"},
+        {"use": "t_late", "action": "block", "mode": "async", "max_exposure_chars": 60, "timeout_ms": 60_000},
+    ]
+    text = "The key is K1234, kept. Some ugly thing now. " + "And on it goes. " * 10
+    with saying(tiny) as model:
+        shown, retracted = "", []
+        for chunk in model.stream("abc", say={"text": text}, max_tokens=400, guard={"output": checks}):
+            shown += chunk.text
+            retracted += [finding["retract"] for finding in chunk.findings if "retract" in finding]
+            if looked.is_set() and len(shown) > 50:
+                go.set()
+        go.set()
+    [(start, end)] = retracted
+    assert shown[:start] == "The key is #, kept." and end == len(shown) and len(shown) - start <= 60
+
+
+def test_a_retraction_reaches_the_official_client(tiny: Model) -> None:
+    checks = [{"use": "t_count", "action": "block", "mode": "async", "max_exposure_chars": 400}]
+    said = {"text": "All is well here. aaaaaaaa aaaaaaaaa aaaaaa aaaaa. And more of it"}
+    with saying(tiny) as model, serving({"tiny": model}) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        extra = {"say": said, "guard": {"output": checks}}
+        events = list(
+            client.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "a"}], stream=True, max_tokens=200, extra_body=extra
+            )
+        )
+        text = "".join(event.choices[0].delta.content or "" for event in events)
+        found = [
+            f for event in events for f in (getattr(event.choices[0], "guard", None) or {"findings": []})["findings"]
+        ]
+        ends = [event.choices[0].finish_reason for event in events if event.choices[0].finish_reason]
+        assert ends == ["content_filter"] and len(found) == 1
+        if "retract" in found[0]:  # whether anything had left by then is the clock's affair
+            assert text[: found[0]["retract"][0]] == "All is well here."
+        else:
+            assert text == "All is well here."

@@ -7,6 +7,7 @@ GUARD = Capability(
     help="Check prompt and answer while they stream: secrets, personal data, words, patterns, scanners.",
     options="gnomon.guard.policy:GuardOptions",
     prompt_stage="gnomon.guard.stage:build_prompt",
+    logits_stage="gnomon.guard.stage:build_detour",
     stream_stage="gnomon.guard.stage:build_answer",
     stream_order=100,
     merge="gnomon.guard.policy:merged",

@@ -19,6 +19,7 @@ class Meter:
         self.sums = {"held": 0.0, "seconds": 0.0}
         self.findings: Counter[tuple[str, str]] = Counter()
         self.aborts = 0
+        self.rollbacks = 0
 
     def piece(self, held: int, seconds: float) -> None:
         with self._lock:
@@ -31,6 +32,10 @@ class Meter:
         with self._lock:
             self.findings[(rule, action)] += 1
             self.aborts += action == "block"
+
+    def went_back(self) -> None:
+        with self._lock:
+            self.rollbacks += 1
 
 
 def _bucket(value: float, buckets: tuple[float, ...]) -> float:

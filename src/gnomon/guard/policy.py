@@ -80,12 +80,27 @@ class Defaults(BaseModel):
     on_overflow: Annotated[Literal["redact_run", "block", "release"], Field(description="See checks.")] = "redact_run"
 
 
+class Rollback(BaseModel):
+    """Taking back what was drawn, and going on differently."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: Annotated[int, Field(gt=0, le=4096, description="Most tokens that are taken back at once.")] = 40
+    retries: Annotated[int, Field(gt=0, le=100, description="Times an answer is taken back before it is blocked.")] = 5
+    on: Annotated[
+        list[Literal["block", "redact"]], Field(description="After which actions: block, redact or both.")
+    ] = ["block"]
+
+
 class OnBlock(BaseModel):
-    """What the reader gets when the text is blocked."""
+    """What happens when the text is blocked."""
 
     model_config = ConfigDict(extra="forbid")
 
     message: Annotated[str, Field(description="Said in place of the rest.")] = ""
+    rollback: Annotated[
+        Rollback | None, Field(description="Draw the blocked part again, otherwise, before giving up.")
+    ] = None
 
 
 class GuardOptions(BaseModel):

@@ -78,6 +78,7 @@ class Session:
         self._fresh: list[Finding] = []  # not told yet
         self._blocked: Finding | None = None
         self._finished = False
+        self._shifts: list[tuple[int, int]] = []  # (end of a replaced span, how much longer its replacement is)
         self._ended: Hit | None = None  # a rule ends the text here; a look that is out may end it earlier
         several = len(self.lanes) + (self.lookout is not None) > 1
         self._interleave = several and any(lane.urgent for lane in self.lanes)
@@ -106,6 +107,10 @@ class Session:
     def held(self) -> int:
         """Characters that are here and may not leave yet."""
         return max(self.length - self.released, 0)
+
+    def shown_at(self, place: int) -> int:
+        """Where a place of the text lies in what has left."""
+        return min(place, self.released) + sum(more for end, more in self._shifts if end <= place)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -260,11 +265,14 @@ class Session:
                     later.append(hit)
                 continue
             if hit.start >= self.released:
-                out += [self._slice(self.released, hit.start), self._replacement(hit, bound)]
+                replacement = self._replacement(hit, bound)
+                out += [self._slice(self.released, hit.start), replacement]
                 hidden.append((hit.start, hit.end))
+                self._shifts.append((hit.end, len(replacement) - (hit.end - hit.start)))
                 self.released = hit.end
             elif hit.end > self.released:
                 hidden.append((self.released, hit.end))
+                self._shifts.append((hit.end, self.released - hit.end))
                 self.released = hit.end
             if not growing:
                 self._report(hit)
@@ -331,6 +339,7 @@ class Session:
             "text": self._text,
             "base": self._base,
             "length": self.length,
+            "shifts": self._shifts,
             "released": self.released,
             "waiting": [[h.start, h.end, h.number, h.overflow, h.score, h.note] for h in self._waiting],
             "open": [[n, o.start, o.end, o.score, o.note] for n, o in self._open.items()],
@@ -349,6 +358,7 @@ class Session:
         self._decoded(bytes.fromhex(saved["bytes"]))
         self._text, self._base = saved["text"], saved["base"]
         self.length, self.released = saved["length"], saved["released"]
+        self._shifts = [(end, more) for end, more in saved["shifts"]]
         self._waiting = [Hit(*one) for one in saved["waiting"]]
         self._open = {n: _Open(*rest) for n, *rest in saved["open"]}
         self._found = [Finding(*one) for one in saved["found"]]

@@ -7,13 +7,17 @@ prompt) lies in the context's memory. Knows nothing of tokens or HTTP.
 from __future__ import annotations
 
 import time
+from collections import deque
+from typing import Any
 
 from gnomon.capability import Released, StageContext
 from gnomon.errors import Blocked
+from gnomon.guard.detour import Detour
 from gnomon.guard.finding import Finding
 from gnomon.guard.guard import Guard
 from gnomon.guard.meter import METER
 from gnomon.guard.policy import GuardOptions
+from gnomon.guard.session import Step, joined
 from gnomon.guard.vault import Restorer, Vault
 
 
@@ -42,45 +46,129 @@ class PromptGuard:
 
 
 class AnswerGuard:
-    """One choice's answer: a session, then placeholders back to the user's own values."""
+    """One choice's answer: a session, then placeholders back to the user's own values.
+
+    With a rollback in the policy text leaves in whole tokens, so that what is found later can be taken back at the end
+    of one; the session then begins anew with the text that stays.
+    """
 
     def __init__(self, guard: Guard, context: StageContext) -> None:
-        vault = context.memory.get("guard.vault")
-        self.session = guard.session(prompt=context.memory.get("guard.prompt", ""), waits=False)
+        self.guard = guard
+        self.prompt = context.memory.get("guard.prompt", "")
+        self.session = guard.session(prompt=self.prompt, waits=False)
         self.waits = self.session.lookout is not None
+        vault = context.memory.get("guard.vault")
         self.restorer = Restorer(vault) if vault is not None and len(vault) else None
         self.settled = 0
         self.prompt_findings: list[Finding] = list(context.memory.get("guard.findings", ()))
+        self.told: set[Finding] = set()
+        self.rollback = guard.options.on_block.rollback
+        self.goes_back = self.rollback is not None
+        self.detour: Detour | None = context.memory.pop("guard.detour", None)
+        self.retries = self.rollback.retries if self.rollback is not None else 0
+        self.ends: deque[int] = deque([0], maxlen=self.rollback.tokens + 1 if self.rollback is not None else 1)
+        self.clean = ""  # what the session let out and has not left yet
+        self.shown = 0  # characters that left
+        self.floor = 0  # of the answer's text: what lies before it has left
+        self.again = 0  # characters that a session begun anew will say again
+        self.carried: Step | None = None  # what it said already
+
+    # -- text -----------------------------------------------------------------------------------------------------
 
     def push(self, text: str) -> Released:
         begun = time.perf_counter()
-        step = self.session.step(text)
+        step = self._fresh(self.session.step(text))
+        if self.rollback is not None:
+            if (place := self._way_back(step)) is not None:
+                self.retries -= 1
+                if self.detour is not None:
+                    self.detour.armed = True
+                METER.went_back()
+                told = tuple(f.as_dict() | {"action": "rollback"} for f in step.findings if f.end > place)
+                return Released(settled=0, findings=told, back_to=place)
+            step = self._in_whole_tokens(step)
         METER.piece(self.session.held, time.perf_counter() - begun)
-        return self._released(step.text, step.settled, step.hidden, step.findings, step.cut)
+        return self._released(step)
 
     def finish(self) -> Released:
-        step = self.session.close()
-        return self._released(step.text, step.settled, step.hidden, step.findings, step.cut, last=True)
+        step = self._fresh(self.session.close())
+        text, self.clean = self.clean + step.text, ""
+        return self._released(step._replace(text=text), last=True)
 
-    def _released(
-        self,
-        text: str,
-        settled: int,
-        hidden: tuple[tuple[int, int], ...],
-        findings: tuple[Finding, ...],
-        cut: int | None,
-        *,
-        last: bool = False,
-    ) -> Released:
+    def _released(self, step: Step, *, last: bool = False) -> Released:
+        text = step.text
+        before, self.shown = self.shown, self.shown + len(text)
         if self.restorer is not None:
-            text = self.restorer.push(text) + (self.restorer.finish() if last or cut is not None else "")
-        more, self.settled = max(settled - self.settled, 0), max(settled, self.settled)
+            text = self.restorer.push(text) + (self.restorer.finish() if last or step.cut is not None else "")
+        more, self.settled = max(step.settled - self.settled, 0), max(step.settled, self.settled)
+        return Released(text, more, step.cut, "content_filter", self._findings(step, before), step.hidden)
+
+    def _findings(self, step: Step, shown: int | None = None) -> tuple[dict[str, Any], ...]:
+        """What was found, not told before. shown: characters that had left when it was."""
         told = [{**finding.as_dict(), "where": "input"} for finding in self.prompt_findings]
-        told += [finding.as_dict() for finding in findings]
-        for finding in (*self.prompt_findings, *findings):
+        fresh = [finding for finding in step.findings if finding not in self.told]
+        for finding in fresh:
+            told.append(finding.as_dict())
+            if shown is not None and finding.action == "block" and step.cut is not None and finding.start < step.cut:
+                start = 0 if self.restorer is not None else self.session.shown_at(finding.start)
+                told[-1]["retract"] = [start, shown]
+        for finding in (*self.prompt_findings, *fresh):
             METER.found(finding.rule, finding.action)
         self.prompt_findings = []
-        return Released(text, more, cut, "content_filter", tuple(told), hidden)
+        self.told.update(fresh)
+        return tuple(told)
+
+    # -- going back -----------------------------------------------------------------------------------------------
+
+    def token_ends_at(self, place: int) -> None:
+        """A token's text ends here."""
+        if place > self.ends[-1]:
+            self.ends.append(place)
+
+    def _way_back(self, step: Step) -> int | None:
+        """The end of the last token before what was found, where that may be drawn again."""
+        assert self.rollback is not None
+        found = []
+        if step.cut is not None and "block" in self.rollback.on:
+            found = [step.cut, *(finding.start for finding in step.findings if finding.action == "block")]
+        found += [start for start, _ in step.hidden[:1] if "redact" in self.rollback.on]
+        if not found or self.retries == 0:
+            return None
+        return max((end for end in self.ends if self.floor <= end <= min(found)), default=None)
+
+    def _in_whole_tokens(self, step: Step) -> Step:
+        """Keep what follows the last token that is decided whole. A replaced part cannot be gone back into."""
+        self.clean += step.text
+        released = self.session.released
+        tail = released - max((end for end in self.ends if end <= released), default=released)
+        if step.cut is not None or any(end > released - tail for _, end in step.hidden):
+            tail = 0
+        keep = len(self.clean) - tail
+        text, self.clean = self.clean[:keep], self.clean[keep:]
+        self.floor = max(self.floor, released - tail)
+        return step._replace(text=text, settled=step.settled if step.cut is not None else self.floor)
+
+    def go_back(self, text: str) -> None:
+        """Begin anew with the text that stays; what of it has left does not leave again."""
+        self.session = self.guard.session(prompt=self.prompt, waits=False)
+        self.ends = deque((end for end in self.ends if end <= len(text)), maxlen=self.ends.maxlen)
+        self.clean, self.again, self.carried = "", self.shown, None
+        self.carried = self._fresh(self.session.step(text))
+
+    def _fresh(self, step: Step) -> Step:
+        """A step without what left before the session was begun anew."""
+        if self.carried is not None:
+            step, self.carried = joined([self.carried, step]), None
+        drop = min(self.again, len(step.text))
+        self.again -= drop
+        return step._replace(text=step.text[drop:]) if drop else step
+
+
+def build_detour(options: GuardOptions, context: StageContext) -> Detour | None:
+    if options.on_block.rollback is None or not Guard.of(options).has_output:
+        return None
+    detour: Detour = context.memory.setdefault("guard.detour", Detour())
+    return detour
 
 
 def build_prompt(options: GuardOptions, context: StageContext) -> PromptGuard | None:
