@@ -76,7 +76,7 @@ def g1_nothing_flagged_leaves() -> None:
 
 
 def g2_every_split_gives_the_same() -> None:
-    guard = Guard({"output": ["secrets", "pii", {"use": "g_bad", "action": "block"}]})
+    guard = Guard({"output": ["secrets", "pii", {"use": "g_bad", "action": "block", "timeout_ms": 60_000}]})
     assert len({json.dumps(outcome(guard, pieces)) for pieces in splits(TEXT)}) == 1
 
 
@@ -104,7 +104,8 @@ def g4_no_scanner_adds_more_than_its_time() -> None:
 
 
 def g5_async_shows_a_bounded_part() -> None:
-    guard = Guard({"output": [{"use": "g_bad", "action": "block", "mode": "async", "max_exposure_chars": 7}]})
+    check = {"use": "g_bad", "action": "block", "mode": "async", "max_exposure_chars": 7, "timeout_ms": 60_000}
+    guard = Guard({"output": [check]})
     for pieces in splits(TEXT):
         session, shown = guard.session(), 0
         for piece in pieces:
@@ -149,7 +150,7 @@ def g6_a_block_ends_decoding(tiny: Model) -> None:
 
 
 def g7_a_failure_blocks() -> None:
-    guard = Guard({"output": [{"use": "g_crash", "action": "block"}]})
+    guard = Guard({"output": [{"use": "g_crash", "action": "block", "timeout_ms": 60_000}]})
     for pieces in splits("Some words. And more."):
         out, findings, verdict = outcome(guard, pieces)
         assert out == "" and verdict == "guard_error" and findings

@@ -73,6 +73,7 @@ def checks() -> st.SearchStrategy[list[dict[str, Any]]]:
             "stride": st.sampled_from([3, 7, 240]),
             "context": st.sampled_from([4, 1000]),
             "debounce": st.sampled_from([1, 2]),
+            "timeout_ms": st.just(60_000),
             "fail": st.sampled_from(["open", "closed"]),
             "options": st.fixed_dictionaries(
                 {"letter": st.sampled_from(["a", "b"]), "share": st.sampled_from([0.3, 0.6])}
@@ -192,7 +193,7 @@ def test_what_async_let_out_too_early_is_retracted_exactly(tiny: Model) -> None:
 
 
 def test_a_retraction_reaches_the_official_client(tiny: Model) -> None:
-    checks = [{"use": "t_count", "action": "block", "mode": "async", "max_exposure_chars": 400}]
+    checks = [{"use": "t_count", "action": "block", "mode": "async", "max_exposure_chars": 400, "timeout_ms": 60_000}]
     said = {"text": "All is well here. aaaaaaaa aaaaaaaaa aaaaaa aaaaa. And more of it"}
     with saying(tiny) as model, serving({"tiny": model}) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")

@@ -137,6 +137,8 @@ def test_every_scanner_has_the_shape_of_llm_guards() -> None:
     for name in names():
         if name in ("injection", "intents", "ban_topics", "relevance", "self_check", "url_reachability"):
             continue  # these need a model or the network
+        if name in ("ban_substrings", "ban_competitors", "coprocessor"):
+            continue  # these need options
         for sanitized, valid, score in (get(name).scan("What is it?"), get(name).scan("What?", "It is fine, thanks.")):
             assert isinstance(sanitized, str) and isinstance(valid, bool) and -1 <= score <= 1
     assert get("secrets").scan("key ghp_9rtqamlth6e39ixjq0ji9qzqs7cxfl909k1l") == (
@@ -171,6 +173,11 @@ def test_risk_is_llm_guards_formula() -> None:
         ("malicious-urls", "see http://192.168.4.1/x.exe", "see https://example.org/x", {}),
         ("invisible", "a\U000e0041\U000e0042b", "👩‍👩‍👧 کتاب\u200cها", {}),
         ("code", "run ```rm -rf /```", "run away", {}),
+        ("code_language", "import os", "SELECT a FROM b", {"languages": ["python"]}),
+        ("code_language", "SELECT a FROM b", "import os", {"languages": ["python"], "is_blocked": False}),
+        ("ban_substrings", "a b4nana split", "an apple", {"substrings": ["banana"], "views": ["leet"]}),
+        ("ban_substrings", "one and two", "one and three", {"substrings": ["one", "two"], "contains_all": True}),
+        ("ban_competitors", "ask Acme, Inc. instead", "an acmeist poet", {"competitors": ["Acme"]}),
     ],
 )
 def test_each_scanner_tells_its_plainest_cases_apart(name: str, bad: str, good: str, options: dict[str, Any]) -> None:
@@ -178,6 +185,13 @@ def test_each_scanner_tells_its_plainest_cases_apart(name: str, bad: str, good: 
     as_output = name in ("no_refusal", "reading_time", "json")
     assert not (scan("p", bad) if as_output else scan(bad))[1]
     assert (scan("p", good) if as_output else scan(good))[1]
+
+
+def test_banned_words_and_names_can_be_taken_out() -> None:
+    assert get("ban_substrings", substrings=("foo",), redact=True).scan("a foo food")[0] == "a [REDACTED] [REDACTED]d"
+    assert get("ban_competitors", competitors=("Acme",), redact=True).scan("by ACME Ltd. now")[0] == "by [REDACTED] now"
+    with pytest.raises(ConfigError, match="does not know `cobol`"):
+        get("code_language", languages=("cobol",)).scan("x")
 
 
 def test_json_is_mended() -> None:

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from gnomon.cli.common import print_json, print_table
-from gnomon.errors import Blocked, GnomonError, UsageError
+from gnomon.errors import Blocked, ConfigError, GnomonError, UsageError
 from gnomon.guard.guard import Guard, rules_of
 from gnomon.guard.rules import pack, pack_names
 
@@ -248,6 +248,38 @@ def train_head(
         print_json(record)
         return
     print_table(("", ""), [(key, value) for key, value in record.items() if key != "roc"])
+
+
+@app.command("train-coprocessor")
+def train_coprocessor(
+    data: str = typer.Argument(..., help="JSON lines: text, risk (safe|controversial|unsafe), category, boundary."),
+    out: str = typer.Option(..., "--out", "-o", help="The heads to write (safetensors)."),
+    model: str = typer.Option("smollm2-135m-instruct", "--model", "-m", help="The model that reads along."),
+    json: bool = JSON,
+) -> None:
+    """Train the two heads of the co-processor on labelled texts; every fifth is kept to measure on. Experimental."""
+    from gnomon.guard.coprocessor import Example, Reading, train
+    from gnomon.loading import load
+
+    examples = []
+    for number, line in enumerate(Path(data).read_text("utf-8").splitlines()):
+        try:
+            row = json_module.loads(line)
+            kind = str(row.get("category", ""))
+            examples.append(Example(str(row["text"]), str(row["risk"]), kind, int(row.get("boundary", 0))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{data}, line {number + 1}: {type(error).__name__}: {error}.") from None
+    with load(model) as loaded:
+        heads = train([one for place, one in enumerate(examples) if place % 5], loaded)
+        heads.write(Path(out))
+        held = examples[::5]
+        scores = [Reading(heads, loaded)(one.text).score for one in held]
+    right = sum((score >= 0.5) == (one.risk != "safe") for score, one in zip(scores, held, strict=True))
+    record = {"texts": len(examples) - len(held), "measured_on": len(held), "right": right, "out": out}
+    if json:
+        print_json(record)
+        return
+    print_table(("", ""), list(record.items()))
 
 
 def _labelled(path: Path, text: str, label: str) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gnomon.engine.drafting import Drafter, PromptLookup, certain
 from gnomon.engine.logprobs import Logprobs
 from gnomon.engine.pages import PagePool
+from gnomon.engine.reader import Reader
 from gnomon.engine.request import Decision, Finished, FinishReason, PromptLogprob, Request, TokenEvent
 from gnomon.engine.runner import Rows, Runner
 from gnomon.engine.sampler import Draw, RequestSampler
@@ -188,6 +189,11 @@ class Engine:
         """Final hidden states of a text -> [T, C]."""
         pieces = self._pieces(token_ids, "none", sides)
         return torch.cat([rows for piece in pieces for rows in self.runner.hidden([piece])])
+
+    def reader(self) -> Reader:
+        """Eyes for a text that grows; to be closed."""
+        self._arrivals += 1
+        return Reader(self, self._arrivals)
 
     def _pieces(self, token_ids: list[int], wants: str, sides: tuple[SidePath, ...]) -> Iterator[Span]:
         """A text in chunks of the token budget, on pages of its own that are given back afterwards."""

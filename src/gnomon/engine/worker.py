@@ -20,6 +20,7 @@ from torch import Tensor
 from gnomon.engine.drafting import Drafter, PromptLookup
 from gnomon.engine.engine import Engine, EngineStats
 from gnomon.engine.memory import Housekeeper
+from gnomon.engine.reader import Reader
 from gnomon.engine.request import Request
 from gnomon.engine.runner import Runner
 from gnomon.errors import NotReady, UsageError
@@ -124,6 +125,10 @@ class EngineWorker:
         """Final hidden states of a text -> [T, C]."""
         return self.run_exclusive(lambda: self._engine.hidden(token_ids, sides))
 
+    def reader(self) -> Reader:
+        """Eyes for a text that grows; its methods belong on the engine's thread: `run_exclusive(reader.close)`."""
+        return self.run_exclusive(self._engine.reader)
+
     def weights_changed(self, fingerprint: str) -> None:
         """Flush what was computed with the old weights, before another step runs."""
         if self._paused_by == threading.get_ident():
@@ -164,10 +169,10 @@ class EngineWorker:
                     self._wake.wait()
                 if self._closing:
                     break
-                actions = list(self._inbox)
+                actions = deque(self._inbox)
                 self._inbox.clear()
-            for action in actions:
-                action()
+            while actions:  # none is kept while the engine sleeps: they hold what others wait to let go of
+                actions.popleft()()
             busy = self._engine.step()
             housekeeper.after(busy)
         self._end_all()

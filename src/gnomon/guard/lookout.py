@@ -34,12 +34,12 @@ class Stop(NamedTuple):
 
 @dataclass(eq=False)
 class Look:
-    """One look on its way. deadline: on the monotonic clock; a future of None is a look at nothing, at the end."""
+    """One look on its way; it comes back with the time when it was done. deadline: on the same monotonic clock."""
 
     number: int
     watcher: Watcher
     place: Place
-    future: Future[Judgement] | None
+    future: Future[tuple[Judgement, float]]
     deadline: float
     limit: int
     settled: int
@@ -47,8 +47,6 @@ class Look:
     def outcome(self) -> Judgement | Failure | None:
         """None: not there yet."""
         name, future = self.watcher.watch.scanner.name, self.future
-        if future is None:
-            return Judgement(0.0)
         if not future.done():
             if time.monotonic() < self.deadline:
                 return None
@@ -57,12 +55,20 @@ class Look:
         error = future.exception()
         if error is not None:  # whatever a scanner does wrong, the text must not leave unseen
             return Failure(f"{name} failed: {type(error).__name__}")
+        found, when = future.result()
+        if when > self.deadline:  # late is late, whenever somebody looks
+            return Failure(f"{name} took longer than {self.watcher.watch.seconds:g} s")
         try:
-            if 0 <= float(future.result().score) <= 1:
-                return future.result()
+            if 0 <= float(found.score) <= 1:
+                return found
         except (TypeError, ValueError, AttributeError):
             return Failure(f"{name} failed: it gave no judgement")
         return Failure(f"{name} failed: a score outside 0..1")
+
+
+def _timed(watcher: Watcher, text: str, prompt: str) -> tuple[Judgement, float]:
+    found = watcher.look(text, prompt)
+    return found, time.monotonic()
 
 
 class Lookout:
@@ -105,7 +111,7 @@ class Lookout:
         if self._candidate is not None:
             return  # it would come after the end
         watch = watcher.watch
-        future = workers_of(watch.scanner.name).submit(watch.scanner, place.text, self.prompt)
+        future = workers_of(watch.scanner.name).submit(_timed, watcher, place.text, self.prompt)
         deadline = time.monotonic() + watch.seconds
         self.pending.append(Look(self._count, watcher, place, future, deadline, limit, settled))
         self._count += 1
@@ -116,7 +122,7 @@ class Lookout:
         """Judge what has come back. most: wait until at most so many looks are out; None: wait for nothing."""
         self._judge()
         while most is not None and len(self.pending) > most:
-            waiting = [look.future for look in self.pending if look.future is not None and not look.future.done()]
+            waiting = [look.future for look in self.pending if not look.future.done()]
             if waiting:
                 first = min(look.deadline for look in self.pending)
                 wait(waiting, timeout=max(0.0, first - time.monotonic()), return_when="FIRST_COMPLETED")
@@ -152,7 +158,7 @@ class Lookout:
     def _drop_after(self, number: int) -> None:
         """What lies past the end was never text."""
         for look in self.pending:
-            if look.number > number and look.future is not None:
+            if look.number > number:
                 look.future.cancel()
         self.pending = [look for look in self.pending if look.number < number]
         self._found = [(n, hit) for n, hit in self._found if n <= number]

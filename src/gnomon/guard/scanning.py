@@ -37,7 +37,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Scanner:
-    """A judge with its settings. A text is invalid from `threshold` on."""
+    """A judge with its settings. A text is invalid from `threshold` on.
+
+    opens: for one text, `opens(**options)` gives a judge that is always called with the whole text so far, and so may
+    remember what it has read; what it says depends on that text alone.
+    """
 
     name: str
     judge: Judge
@@ -46,6 +50,11 @@ class Scanner:
     threshold: float = 0.5
     state: State = "unvalidated"
     options: Mapping[str, Any] = field(default_factory=dict)
+    opens: Callable[..., Callable[[str, str], Judgement]] | None = None
+
+    def opened(self) -> Callable[[str, str], Judgement]:
+        """The judge of one text."""
+        return self if self.opens is None else self.opens(**self.options)
 
     def __call__(self, text: str, prompt: str = "") -> Judgement:
         return self.judge(text, prompt=prompt, **self.options)
@@ -78,11 +87,12 @@ def scanner(
     directions: tuple[str, ...] = ("input", "output"),
     threshold: float = 0.5,
     state: State = "unvalidated",
+    opens: Callable[..., Callable[[str, str], Judgement]] | None = None,
 ) -> Callable[[Judge], Judge]:
     """Register a judge under a name. It is called as judge(text, prompt=..., **options)."""
 
     def register(judge: Judge) -> Judge:
-        _known[name] = Scanner(name, judge, about, directions, threshold, state)
+        _known[name] = Scanner(name, judge, about, directions, threshold, state, opens=opens)
         return judge
 
     return register

@@ -8,7 +8,8 @@ Knows nothing of threads or of other scanners.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Watcher:
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+        self._opening = threading.Lock()
+        self.judge_text: Callable[[str, str], Judgement] | None = None  # made with the first look
         self.position = 0
         self.text = ""  # the last `context` characters
         self.point = 0  # where it looked last
@@ -99,8 +102,18 @@ class Watcher:
         """The look at what is left at the end."""
         return self._place() if self.position > self.point else None
 
+    def look(self, text: str, prompt: str) -> Judgement:
+        """The scanner's judgement; of one that remembers, always by the same judge."""
+        if self.watch.scanner.opens is None:
+            return self.watch.scanner(text, prompt)
+        with self._opening:
+            if self.judge_text is None:
+                self.judge_text = self.watch.scanner.opened()
+        return self.judge_text(text, prompt)
+
     def _add(self, text: str) -> None:
-        self.text = (self.text + text)[-self.watch.context :]
+        whole = self.watch.scanner.opens is not None
+        self.text = self.text + text if whole else (self.text + text)[-self.watch.context :]
         self.position += len(text)
 
     def _place(self) -> Place:
