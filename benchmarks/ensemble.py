@@ -260,7 +260,7 @@ def decoding(model: Any, count: int, prompt: str) -> tuple[float, dict[str, Any]
 
 def speed() -> None:
     """Members and ensembles alternate; each round takes the next prompt."""
-    rounds, count = int(os.environ.get("ROUNDS", "6")), int(os.environ.get("COUNT", "31"))
+    rounds, count = int(os.environ.get("ROUNDS", "9")), int(os.environ.get("COUNT", "17"))
     members = [load(name, speculation="off", ledger=False) for name in MEMBERS]
     kinds: dict[str, dict[str, Any]] = {
         "union": {"core": "union"},
@@ -293,6 +293,8 @@ def speed() -> None:
             "rounds": rounds,
             "symbols": count,
             "ms": {name: spread(values) for name, values in times.items()},
+            "least_ms": {name: min(values) for name, values in times.items()},
+            "ratio_of_least": {n: min(times[n]) / sum(min(times[m]) for m in MEMBERS) for n in made},
             "sum_of_members_alone": spread(together),
             "ratio_to_sum_of_members": {
                 n: spread([t / s for t, s in zip(times[n], together, strict=True)]) for n in made

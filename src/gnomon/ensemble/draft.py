@@ -18,7 +18,8 @@ SURE = 0.5
 class Draft:
     """The primary's way from `start` (symbols before it) on. voices: the primary's, per place.
 
-    objections: per place the members that want it fused; None while nobody has judged yet.
+    verdicts: what each judge says per place, None without a token boundary there. heard: per place the others' voices
+    where it is to be fused, once it is judged.
     """
 
     start: int
@@ -26,6 +27,7 @@ class Draft:
     symbols: list[int] = field(default_factory=list)
     voices: list[Voice] = field(default_factory=list)
     verdicts: dict[int, list[Voice | None]] = field(default_factory=dict)
+    heard: list[dict[int, Voice]] = field(default_factory=list)
     judged: bool = False
 
     def covers(self, symbols: Sequence[int]) -> bool:
@@ -42,7 +44,12 @@ class Draft:
         """Places at which others are heard."""
         return [place for place, voice in enumerate(self.voices) if voice.best < SURE]
 
-    def wanted(self, place: int) -> dict[int, Voice]:
+    def close(self) -> None:
+        """All judges have spoken: what they said counts only where a place is to be fused."""
+        self.heard = [self._objection(place) for place in range(len(self.voices))]
+        self.verdicts, self.judged = {}, True
+
+    def _objection(self, place: int) -> dict[int, Voice]:
         """The others' voices at a place that is to be fused; none where the primary's word stands."""
         if self.voices[place].best >= SURE:
             return {}

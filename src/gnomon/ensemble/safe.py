@@ -123,7 +123,8 @@ class SafeRunner(EnsembleRunner):
         for text in texts:
             assert text.draft is not None
             judges = {m for m in range(len(self.members)) if m not in text.told.dropped} - {text.told.policy.primary}
-            text.draft.judged = not text.draft.unsure or judges <= text.draft.verdicts.keys()
+            if not text.draft.judged and (not text.draft.unsure or judges <= text.draft.verdicts.keys()):
+                text.draft.close()
 
     def _draft_job(self, text: UnionText, m: int, places: Sequence[int] = ()) -> tuple[Job, list[int | None]]:
         """A member's job on a draft, and per place of the draft which of its rows stands there (None: none is wanted
@@ -148,5 +149,5 @@ class SafeRunner(EnsembleRunner):
         if draft is None or not draft.judged or not draft.covers(text.symbols):
             return None
         place = len(text.symbols) - draft.start
-        voices = {told.policy.primary: draft.voices[place]} | draft.wanted(place)
+        voices = {told.policy.primary: draft.voices[place]} | draft.heard[place]
         return self._told(text, dict(sorted(voices.items())))

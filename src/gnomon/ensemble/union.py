@@ -3,7 +3,8 @@
 A token is its bytes; tokens of equal bytes (in one member or in several) are one symbol; every member's end tokens are
 STOP. Other control tokens, padding rows and signs have no symbol: nobody can say them. Maps are index vectors, so a
 step costs one gather per member. GaC (arXiv 2406.12585) does this with strings, which loses every byte above 0x7f.
-Arrays are numpy's: one thread, whose order of additions no number of threads changes.
+Arrays are numpy's: one thread, whose order of additions no number of threads changes. (A torch operation on two threads
+also leaves a worker spinning on the core that the next network pass wants.)
 Legend: V a member's vocabulary, S symbols.
 """
 
@@ -196,11 +197,12 @@ class TopUnionCore(UnionCore):
         narrow = [torch.log_softmax(self._opinion(m, voice, chosen), dim=-1) for m, voice in voices.items()]
         best = self._by_rows(narrow, policy, [weights[m] for m in voices])
         if masked:
-            row_S = super().fused(voices, policy, weights, masked=masked) - BACKDROP
+            row_S = super().fused(voices, policy, weights, masked=masked).numpy()
+            row_S -= np.float32(BACKDROP)
         else:
-            row_S = torch.full((self.symbols.size,), -torch.inf)
-        row_S[torch.tensor(chosen)] = best
-        return row_S
+            row_S = np.full(self.symbols.size, -np.inf, dtype=np.float32)
+        row_S[chosen] = best.numpy()
+        return torch.from_numpy(row_S)
 
     def _candidates(self, place: int, voice: Voice) -> list[int]:
         """The symbols of a member's best tokens."""
