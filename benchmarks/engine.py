@@ -1,10 +1,10 @@
 """The engine's speed beside transformers' and llama.cpp's, on the same weights.
 
-Usage: python benchmarks/engine.py [decode prefill concurrent prefix speculation operators]; writes each section into
-benchmarks/results/engine.json. llama.cpp takes part where llama-cpp-python 0.3.36 is installed: LLAMA_PYTHON names the
-interpreter that has it. Everybody works in turn, round by round, so that what else the machine does hits all alike:
-ratios are medians of the rounds' own ratios, rates are medians. On a machine that is busy with other work, --cpu counts
-the processor time of one thread instead of the clock's: what others take is not counted, what they slow down is.
+Usage: python benchmarks/engine.py [SECTION ...]; writes each section into benchmarks/results/engine.json. llama.cpp
+takes part where llama-cpp-python 0.3.36 is installed: LLAMA_PYTHON names the interpreter that has it. Everybody works
+in turn, round by round, so that what else the machine does hits all alike: ratios are medians of the rounds' own
+ratios, rates are medians. On a machine that is busy with other work, --cpu counts the processor time of one thread
+instead of the clock's: what others take is not counted, what they slow down is.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ WEIGHT_BYTES = {"fp32": 538e6, "bf16": 269e6, "int8": 143e6}
 """What one decoded token reads: 134.5 million weights in the profile's form."""
 LINEAR_FLOPS = 2 * 106.2e6
 """Of one prompt token: two for each weight of the layers (the head multiplies the last row only)."""
+
+ATTENTION_FLOPS = 30 * 9 * 64 * 4 * (PREFILLED + 1) / 2
+"""Of one prompt token on average: scores and weighted values, layers x heads x head size, keys up to its own."""
 
 
 @dataclass
@@ -228,9 +231,13 @@ def prefill() -> dict[str, Any]:
     pairs["gguf: gnomon / llama.cpp"] = ("gnomon gguf", "llama.cpp Q4_1")
     found = {"work": f"{PREFILLED} prompt tokens and one more, {threads} threads; tokens/s", **report(rates, pairs)}
     found["torch_fp32_matrix_GFLOP_s, before and after"] = [round(value, 1) for value in peak]
-    found["share_of_matrix_rate, layers' products only"] = {
-        d: round(statistics.median(rates[f"gnomon {d}"]) * LINEAR_FLOPS * 1e-9 / max(peak), 2) for d in ("fp32", "bf16")
-    }
+    for kind, flops in (
+        ("layers' products only", LINEAR_FLOPS),
+        ("products and attention", LINEAR_FLOPS + ATTENTION_FLOPS),
+    ):
+        found[f"share_of_matrix_rate, {kind}"] = {
+            d: round(statistics.median(rates[f"gnomon {d}"]) * flops * 1e-9 / max(peak), 2) for d in ("fp32", "bf16")
+        }
     return found
 
 
@@ -316,7 +323,57 @@ def operators() -> dict[str, Any]:
     return result
 
 
-SECTIONS = {f.__name__: f for f in (decode, prefill, concurrent, prefix, speculation, operators)}
+QUESTIONS = [
+    *(f"What is the capital of {place}?" for place in ("Japan", "Peru", "Kenya", "Norway")),
+    *(f"Explain {thing} to a child." for thing in ("gravity", "rain", "money", "magnets")),
+    *(f"Write a short story about {thing}." for thing in ("a lighthouse", "a lost key", "two rivers", "a robot")),
+    *(f"List five facts about {thing}." for thing in ("the Moon", "bees", "Rome", "glass")),
+    *(f"How do I {task}?" for task in ("boil an egg", "sort a list in Python", "plant a tree", "learn to swim")),
+    *(f"{sum_} Think step by step." for sum_ in ("What is 17 + 26?", "What is 9 times 8?", "What is half of 130?")),
+]
+
+
+def profiles() -> dict[str, Any]:
+    """How far each profile changes greedy text: on fp32's own answers, how often another token would have been next."""
+    answers: list[tuple[list[int], int]] = []
+    found: dict[str, Any] = {"work": f"{len(QUESTIONS)} questions, fp32's greedy answers of up to 96 tokens"}
+    with ours("fp32", HOW.threads[-1]) as model:
+        for question in QUESTIONS:
+            prompt = model.render(question)
+            made = model.generate(prompt, max_tokens=96).token_ids
+            answers.append(([*prompt, *made], len(prompt)))
+        expected = [model.logits(ids)[start - 1 : -1] for ids, start in answers]
+
+    def compared(name: str, logits: Callable[[list[int]], torch.Tensor]) -> None:
+        other, whole, divergence, count = 0, 0, 0.0, 0
+        for (ids, start), own in zip(answers, expected, strict=True):
+            theirs_ = logits(ids)[start - 1 : -1].float()
+            differs = (theirs_.argmax(-1) != own.argmax(-1)).sum().item()
+            kl = torch.nn.functional.kl_div(
+                theirs_.log_softmax(-1), own.log_softmax(-1), reduction="sum", log_target=True
+            )
+            other, whole, divergence, count = (
+                other + differs,
+                whole + (differs == 0),
+                divergence + kl.item(),
+                count + len(own),
+            )
+        found[name] = {
+            "other next token": round(other / count, 4),
+            "answers unchanged": f"{whole} of {len(answers)}",
+            "KL from fp32, nats a token": float(f"{divergence / count:.3g}"),
+        }
+
+    for profile in ("bf16", "int8", "gguf"):
+        with ours(profile, HOW.threads[-1]) as model:
+            compared(f"gnomon {profile}", model.logits)
+    stock = theirs()["bf16"]
+    with torch.inference_mode():
+        compared("transformers bf16", lambda ids: stock(torch.tensor([ids])).logits[0])
+    return found
+
+
+SECTIONS = {f.__name__: f for f in (decode, prefill, concurrent, prefix, speculation, operators, profiles)}
 
 
 def main() -> None:

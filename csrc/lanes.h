@@ -130,6 +130,67 @@ inline Lanes larger(Lanes a, Lanes b) {
 
 #endif
 
+// Sixteen lanes as their even and their odd ones: pairs of bfloat16 widen to this by a shift and a mask alone.
+#if defined(__AVX2__) && defined(__FMA__)
+
+struct Split {
+  __m256 even, odd;
+  static Split zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Split load(const uint16_t* p) {
+    __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000u))))};
+  }
+  static Split load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+};
+inline Split fma(Split a, Split b, Split c) {
+  return {_mm256_fmadd_ps(a.even, b.even, c.even), _mm256_fmadd_ps(a.odd, b.odd, c.odd)};
+}
+inline Lanes joined(Split a) {
+  __m256 low = _mm256_unpacklo_ps(a.even, a.odd), high = _mm256_unpackhi_ps(a.even, a.odd);
+  __m256 first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
+#if defined(__AVX512F__)
+  __m512d low_half = _mm512_castps_pd(_mm512_castps256_ps512(first));
+  return {_mm512_castpd_ps(_mm512_insertf64x4(low_half, _mm256_castps_pd(second), 1))};
+#else
+  return {{first, second}};
+#endif
+}
+
+#else
+
+struct Split {
+  float even[8], odd[8];
+  static Split zero() { return {}; }
+  static Split load(const uint16_t* p) {
+    Split r;
+    Lanes all = Lanes::load(p);
+    for (int i = 0; i < 8; ++i) r.even[i] = all.v[2 * i], r.odd[i] = all.v[2 * i + 1];
+    return r;
+  }
+  static Split load(const float* p) {
+    Split r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+};
+inline Split fma(Split a, Split b, Split c) {
+  for (int i = 0; i < 8; ++i) {
+    c.even[i] = __builtin_fmaf(a.even[i], b.even[i], c.even[i]);
+    c.odd[i] = __builtin_fmaf(a.odd[i], b.odd[i], c.odd[i]);
+  }
+  return c;
+}
+inline Lanes joined(Split a) {
+  Lanes r;
+  for (int i = 0; i < 8; ++i) r.v[2 * i] = a.even[i], r.v[2 * i + 1] = a.odd[i];
+  return r;
+}
+
+#endif
+
+inline Lanes joined(Lanes a) { return a; }
+
 // The one horizontal sum: lanes 8 apart, then 4, then 2, then 1.
 inline float tree(Lanes a) {
   float t[16];

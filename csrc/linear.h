@@ -70,62 +70,109 @@ inline void strip(const float* x, const W* w, const float* bias, float* y, int64
   for (; n < last; ++n) tile<R, 1>(x, w + n * K, bias ? bias + n : nullptr, y + n, K, ldy);
 }
 
-// A strip of few rows, bound by memory: column after column, so that the weight is read as the one stream it is.
+// How the lanes of sixteen weights lie while a stream of them is read, and how far ahead it is asked for (by trial).
+template <typename W>
+struct Streamed;
+template <>
+struct Streamed<float> {
+  using Group = Lanes;
+  static constexpr int64_t SOON = 2048;
+};
+template <>
+struct Streamed<uint16_t> {
+  using Group = Split;
+  static constexpr int64_t SOON = 12288;
+};
+
+// Rows as streamed weights meet them: [M, K to the next sixteen], zeros behind; of bfloat16, even inputs before odd ones.
+template <typename W>
+const float* laid_out(const float* x, int64_t M, int64_t K) {
+  static thread_local std::vector<float> rows;
+  const int64_t padded = (K + 15) / 16 * 16;
+  rows.assign(size_t(M * padded), 0.0f);
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t k = 0; k < K; ++k) {
+      int64_t place = sizeof(W) == 2 ? k / 16 * 16 + k % 2 * 8 + k % 16 / 2 : k;
+      rows[size_t(m * padded + place)] = x[m * K + k];
+    }
+  return rows.data();
+}
+
+// Few rows, bound by memory: column after column, so that the weight is read as the one stream it is. x: laid out.
 template <int R, typename W>
 inline void stream(const float* x, const W* w, const float* bias, float* y, int64_t K, int64_t ldy, int64_t first,
                    int64_t last) {
-  constexpr int LINE = 64 / (16 * int(sizeof(W)));             // groups of sixteen in a cache line
-  constexpr int64_t SOON = sizeof(W) == 4 ? 2048 : LEAD;  // found by trial
-  int64_t n = first;
-  for (; n + 4 <= last; n += 4) {
+  using Group = typename Streamed<W>::Group;
+  constexpr int64_t LINE = 64 / int64_t(sizeof(W));
+  const int64_t padded = (K + 15) / 16 * 16;
+  for (int64_t n = first; n < last; n += 4) {
+    const int64_t columns = last - n < 4 ? last - n : 4;
     Lanes sums[R][4];
-    for (int c = 0; c < 4; ++c) {
+    for (int64_t c = 0; c < columns; ++c) {
       const W* column = w + (n + c) * K;
-      Lanes own[R];
-      for (int r = 0; r < R; ++r) own[r] = Lanes::zero();
+      Group own[R];
+      for (int r = 0; r < R; ++r) own[r] = Group::zero();
       int64_t k = 0;
-      for (; k + 16 * LINE <= K; k += 16 * LINE) {
-        ask_for<64>(reinterpret_cast<const char*>(column + k) + SOON);
-        for (int64_t j = k; j < k + 16 * LINE; j += 16) {
-          Lanes weight = Lanes::load(column + j);
-          for (int r = 0; r < R; ++r) own[r] = fma(weight, Lanes::load(x + r * K + j), own[r]);
+      for (; k + LINE <= K; k += LINE) {
+        ask_for<64>(reinterpret_cast<const char*>(column + k) + Streamed<W>::SOON);
+        for (int64_t j = k; j < k + LINE; j += 16) {
+          Group weight = Group::load(column + j);
+          for (int r = 0; r < R; ++r) own[r] = fma(weight, Group::load(x + r * padded + j), own[r]);
         }
       }
       for (; k < K; k += 16) {
-        int64_t count = K - k < 16 ? K - k : 16;
-        Lanes weight = load_tail(column + k, count);
-        for (int r = 0; r < R; ++r) own[r] = fma(weight, load_tail(x + r * K + k, count), own[r]);
+        W tail[16] = {};
+        std::memcpy(tail, column + k, size_t(K - k < 16 ? K - k : 16) * sizeof(W));
+        Group weight = Group::load(tail);
+        for (int r = 0; r < R; ++r) own[r] = fma(weight, Group::load(x + r * padded + k), own[r]);
       }
-      for (int r = 0; r < R; ++r) sums[r][c] = own[r];
+      for (int r = 0; r < R; ++r) sums[r][c] = joined(own[r]);
     }
+    for (int64_t c = columns; c < 4; ++c)
+      for (int r = 0; r < R; ++r) sums[r][c] = Lanes::zero();
     for (int r = 0; r < R; ++r) {
-      float* to = y + r * ldy + n;
-      tree4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], to);
-      for (int c = 0; bias && c < 4; ++c) to[c] = to[c] + bias[n + c];
+      float four[4];
+      tree4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], four);
+      for (int64_t c = 0; c < columns; ++c) y[r * ldy + n + c] = bias ? four[c] + bias[n + c] : four[c];
     }
   }
-  for (; n < last; ++n) tile<R, 1>(x, w + n * K, bias ? bias + n : nullptr, y + n, K, ldy);
 }
 
-// Up to R rows by the columns first..last: of few rows a stream, else tiles.
-template <int R, bool AHEAD, typename W>
-inline void rows_by_columns(int64_t rows, const float* x, const W* w, const float* bias, float* y, int64_t K,
-                            int64_t ldy, int64_t first, int64_t last) {
+template <int R, typename W>
+inline void stream_rows(int64_t rows, const float* x, const W* w, const float* bias, float* y, int64_t K, int64_t ldy,
+                        int64_t first, int64_t last) {
   if constexpr (R > 1) {
-    if (rows < R) return rows_by_columns<R - 1, AHEAD>(rows, x, w, bias, y, K, ldy, first, last);
+    if (rows < R) return stream_rows<R - 1>(rows, x, w, bias, y, K, ldy, first, last);
   }
-  if constexpr (AHEAD && R <= FEW) stream<R>(x, w, bias, y, K, ldy, first, last);
-  else strip<R, WIDE, AHEAD>(x, w, bias, y, K, ldy, first, last);
+  stream<R>(x, w, bias, y, K, ldy, first, last);
+}
+
+// Up to R rows by the columns first..last, in tiles.
+template <int R, bool AHEAD, typename W>
+inline void strip_rows(int64_t rows, const float* x, const W* w, const float* bias, float* y, int64_t K, int64_t ldy,
+                       int64_t first, int64_t last) {
+  if constexpr (R > 1) {
+    if (rows < R) return strip_rows<R - 1, AHEAD>(rows, x, w, bias, y, K, ldy, first, last);
+  }
+  strip<R, WIDE, AHEAD>(x, w, bias, y, K, ldy, first, last);
 }
 
 template <typename W>
 void dense_linear(Pool& pool, const float* x, const W* w, const float* bias, float* y, int64_t ldy, int64_t M, int64_t K,
                   int64_t N) {
-  for_ranges(pool, M <= FEW, N, COLUMNS, [=](int64_t first, int64_t last) {
+  if (M < 1) return;
+  if (M <= FEW) {
+    const float* rows = laid_out<W>(x, M, K);
+    for_ranges(pool, true, N, COLUMNS, [=](int64_t first, int64_t last) {
+      stream_rows<FEW>(M, rows, w, bias, y, K, ldy, first, last);
+    });
+    return;
+  }
+  for_ranges(pool, false, N, COLUMNS, [=](int64_t first, int64_t last) {
     // The first strip reads the weights from memory, the others from the cache.
-    rows_by_columns<ROWS, true>(M, x, w, bias, y, K, ldy, first, last);
+    strip_rows<ROWS, true>(M, x, w, bias, y, K, ldy, first, last);
     for (int64_t m = ROWS; m < M; m += ROWS)
-      rows_by_columns<ROWS, false>(M - m, x + m * K, w, bias, y + m * ldy, K, ldy, first, last);
+      strip_rows<ROWS, false>(M - m, x + m * K, w, bias, y + m * ldy, K, ldy, first, last);
   });
 }
 

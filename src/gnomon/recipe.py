@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from gnomon.capability import Capability, Origin, Registry, Resolved, nearest, option_error
 from gnomon.errors import ConfigError, UnknownOption, UsageError
@@ -64,6 +64,14 @@ class EngineOptions(BaseModel):
     max_sequences: Annotated[int, Field(gt=0, description="Sequences decoded at once.")] = 64
     token_budget: Annotated[int, Field(gt=0, description="Tokens computed in one step.")] = 256
     max_context: Annotated[int | None, Field(gt=0, description="Longest sequence, below the model's own limit.")] = None
+    speculation: Annotated[str, Field(description="Where drafts come from: lookup, draft, draft:REF or off.")] = (
+        "lookup"
+    )
+
+    @field_validator("speculation", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
 class Recipe(BaseModel):

@@ -184,6 +184,20 @@ def server(tiny_dir: Path) -> subprocess.Popen[str]:
     )
 
 
+def test_where_drafts_come_from_is_said_by_flag_recipe_or_environment_and_changes_no_text(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "gnomon.yaml"
+    recipe.write_text(f"gnomon: 1\nmodel: {tiny_dir}\nengine:\n  speculation: off\n")
+    base = ("generate", "abcabcabc", "--max-tokens", "8", "--threads", "1")
+    texts = {gnomon(*base, "-m", str(tiny_dir), "--speculation", kind).stdout for kind in ("off", "lookup", "draft")}
+    texts |= {gnomon(*base, "-m", str(recipe)).stdout}
+    texts |= {gnomon(*base, "-m", str(tiny_dir), GNOMON_ENGINE_SPECULATION="off").stdout}
+    assert len(texts) == 1 and texts != {""}
+    wrong = gnomon(*base, "-m", str(tiny_dir), "--speculation", "luck")
+    assert wrong.returncode != 0 and "Unknown speculation `luck`" in wrong.stderr
+
+
 def test_serve_announces_itself_streams_and_stops_cleanly(server: subprocess.Popen[str], tiny_dir: Path) -> None:
     assert server.stderr is not None
     lines = []

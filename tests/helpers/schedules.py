@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gnomon.arch.network import Network
 from gnomon.engine.drafting import Choose
@@ -91,11 +91,18 @@ class Seen:
 
 
 def compare_schedule(
-    network: Network, seed: int, seen: Seen, *, vocabulary: int = 290, patches: list[Patches] | None = None
+    network: Network,
+    seed: int,
+    seen: Seen,
+    *,
+    vocabulary: int = 290,
+    patches: list[Patches] | None = None,
+    brief: bool = False,
 ) -> None:
     """One random schedule: arrivals, chunking, hits, preemption, cancellation; differences go to seen.different.
 
-    patches: each request gets one of these sets of patches.
+    patches: each request gets one of these sets of patches. brief: for real models, at most five requests of at most
+    four tokens, and prompts that the budget fills in some tens of steps.
     """
     rng, other = random.Random(seed), random.Random(-seed)
     shared = [rng.randrange(3, vocabulary) for _ in range(rng.choice([0, 64, 130]))]
@@ -105,6 +112,9 @@ def compare_schedule(
         prompt = (shared if rng.random() < 0.7 else []) + own
         jobs.append((number, prompt, params_for(rng), rng.randrange(3), other.choice(patches or [{}])))
     budget = rng.choice([1, 3, 16, 17, 64, 257])
+    if brief:
+        most_tokens = 24 * budget if budget < 16 else 2 * PAGE + 5
+        jobs = [(n, text[:most_tokens], replace(p, max_tokens=min(p.max_tokens, 4)), *r) for n, text, p, *r in jobs[:5]]
     pages, most = rng.choice([4, 5, 40]), rng.choice([2, 4, 16])
     alone = {job[0]: solo(network, *job) for job in jobs}
     texts = [prompt + [event[0] for event in alone[number].events] for number, prompt, *_ in jobs]

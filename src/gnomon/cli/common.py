@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gnomon.config import Settings
     from gnomon.model import Model
 
-ENGINE_KEYS = ("kv_memory", "max_sequences", "token_budget", "max_context")
+ENGINE_KEYS = ("kv_memory", "max_sequences", "token_budget", "max_context", "speculation")
 Parameter = inspect.Parameter
 
 
@@ -54,6 +54,7 @@ def loading_options() -> list[Parameter]:
         option("threads", int | None, "CPU threads; default: the CPUs really available."),
         option("device", str | None, "Where it runs: cpu, or cuda (not run on real hardware yet: docs/gpu.md)."),
         option("determinism", str | None, "For networks that are not gnomon's own: exact (refuse), verified or fast."),
+        option("speculation", str | None, "Where drafts come from: lookup (default), draft, draft:REF or off."),
         option("chat_template", str | None, "A Jinja chat template file, in place of the model's own."),
     ]
 
@@ -147,6 +148,7 @@ def merged_settings(ref: str | None, values: Mapping[str, Any], **more: Any) -> 
 
     recipe = Path(ref) if ref is not None and ref.endswith((".yaml", ".yml")) and _is_recipe(Path(ref)) else None
     flags = {key: values.get(key) for key in ("profile", "threads", "device", "determinism", "chat_template")}
+    flags["engine.speculation"] = values.get("speculation")
     if ref is not None and recipe is None:
         flags["model"] = ref
     return settings({**flags, **more}, recipe)
