@@ -432,7 +432,7 @@ def speed(rounds: int = 3, methods: tuple[str, ...] = ("ties", "dare_ties", "lin
             pair = []
             for command in (
                 [*OURS, str(file), str(out), "--max-memory", "1GB"],
-                [str(PEER / "mergekit-yaml"), str(file), str(out), "--no-write-model-card"],
+                ["env", "-u", "PYTHONPATH", str(PEER / "mergekit-yaml"), str(file), str(out), "--no-write-model-card"],
             ):
                 shutil.rmtree(out, ignore_errors=True)
                 pair.append(timed(command))

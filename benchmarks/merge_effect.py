@@ -173,7 +173,8 @@ def merges() -> Iterator[tuple[str, float, dict[str, Any]]]:
             base_model=base,
         )  # fmt: skip
     for value in (0.1, 0.5, 0.9, 1.0):
-        yield "regmean (alpha)", value, file("regmean", {"alpha": value}, {"weight": 1.0}, data=True)
+        yield "regmean (alpha)", value, file("regmean", {"alpha": value}, {"weight": 1.0}, data=True, data_tokens=3000)
+    yield "regmean_pp", 0.9, file("regmean_pp", {"alpha": 0.9}, {"weight": 1.0}, data=True, data_tokens=3000)
 
 
 def write_texts() -> None:

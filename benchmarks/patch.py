@@ -30,8 +30,8 @@ from gnomon.models.patch.peft import to_peft
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "results" / "patch.json"
-MODEL, TOKENS, ROUNDS, BATCH = "smollm2-135m-instruct", 8, 3, 2
-RANKS = {"fp32": (4, 16, 64), "bf16": (16,), "int8": (16,)}
+MODEL, TOKENS, ROUNDS, BATCH = "smollm2-135m-instruct", 24, 5, 4
+RANKS = {"fp32": (16, 64), "bf16": (16, 64), "int8": (16, 64)}
 PROMPT = list(range(100, 108))
 OPTIONS: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
 Work = Callable[[], Any]
@@ -54,11 +54,11 @@ def timed(work: Work) -> float:
     return time.process_time() - started
 
 
-def at_once(model: Model, patched: int) -> Work:
-    """Several requests in one batch, the first `patched` of them with the patch."""
+def at_once(model: Model, patches: list[list[str]]) -> Work:
+    """Several requests in one batch, each with its patches."""
 
     def work() -> None:
-        chosen = [{"patches": ["r16"]} if place < patched else {} for place in range(BATCH)]
+        chosen = [{"patches": names} if names else {} for names in patches]
         for handle in [model.submit(PROMPT, {**OPTIONS, **more}) for more in chosen]:
             handle.collect()
 
@@ -73,9 +73,14 @@ def ours(profile: str) -> dict[str, tuple[Work, int]]:
         model.patches.add(f"r{rank}", random_patch(model.checkpoint, rank))
         view = model.with_patches([f"r{rank}"])
         runs[f"beside, rank {rank}"] = (lambda v=view: v.generate(PROMPT, **OPTIONS)), TOKENS
-    if profile == "fp32":
-        for patched in (0, BATCH // 2, BATCH):
-            runs[f"batch of {BATCH}, {patched} patched"] = at_once(model, patched), BATCH * TOKENS
+    mixes: dict[str, list[list[str]]] = {
+        "none patched": [[]] * BATCH,
+        "one patched, rank 16": [["r16"], *[[]] * (BATCH - 1)],
+        "all patched, rank 16": [["r16"]] * BATCH,
+        "two patches by turns": [["r16"], ["r64"]] * (BATCH // 2),
+    }
+    for name, patches in mixes.items():
+        runs[f"batch of {BATCH}, {name}"] = at_once(model, patches), BATCH * TOKENS
     return runs
 
 
@@ -112,7 +117,7 @@ def measured(runs: dict[str, tuple[Work, int]]) -> dict[str, Any]:
                 costs[name].append(1000 * seconds / tokens)
     found: dict[str, Any] = {}
     for name, values in costs.items():
-        yardstick = costs[f"batch of {BATCH}, 0 patched" if name.startswith("batch") else "unpatched"]
+        yardstick = costs[f"batch of {BATCH}, none patched" if name.startswith("batch") else "unpatched"]
         extra = sorted(100 * (own / plain - 1) for own, plain in zip(values, yardstick, strict=True))
         found[name] = {
             "ms_per_token": round(statistics.median(values), 2),

@@ -106,3 +106,37 @@ def test_a_written_union_loads_and_speaks(two: tuple[Path, Path], tmp_path: Path
     with gnomon.load(tmp_path / "out", threads=1) as written, gnomon.load(lazy, threads=1) as computed:
         assert written.generate("abc<z>", max_tokens=4).token_ids == computed.generate("abc<z>", max_tokens=4).token_ids
         assert written.chat([{"role": "user", "content": "abc"}], max_tokens=2)
+
+
+def words(path: Path, words_: list[str], seed: int) -> Path:
+    """A tiny model whose BPE knows further words, by merges letter by letter."""
+    write_tiny_model(path, seed=seed, vocab_size=400)
+    content = json.loads((path / "tokenizer.json").read_text())
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    for word in words_:
+        for end in range(2, len(word) + 1):
+            pair = [word[: end - 1], word[end - 1]]
+            if "".join(pair) not in vocabulary:
+                vocabulary["".join(pair)] = max(vocabulary.values()) + 1
+                merges.append(pair)
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    return path
+
+
+def test_a_union_of_merges_speaks_both_vocabularies_without_matching_tokens_inside_of_words(tmp_path: Path) -> None:
+    both = words(tmp_path / "a", ["gnomon"], 1), words(tmp_path / "b", ["shadow", "sha"], 2)
+    merged = merge(linear(both, tokenizer={"source": "union", "merges": True}))
+    backend = merged.tokenizer().backend
+    assert backend.encode("gnomon").tokens == ["gnomon"] and backend.encode("shadow").tokens == ["shadow"]
+    ids, (a, b) = backend.get_vocab(), tables(both)
+    own = [Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab() for path in both]
+    assert torch.allclose(merged[EMBED][ids["shadow"]], b[own[1]["shadow"]], atol=1e-6)
+    assert torch.allclose(merged[EMBED][ids["gnomon"]], a[own[0]["gnomon"]], atol=1e-6)
+    plain = merge(linear(both, tokenizer_source="union")).tokenizer().backend
+    donor = Tokenizer.from_file(str(both[0] / "tokenizer.json"))
+    text = "the and in gnomon"  # words that both know are cut as the donor cuts them
+    assert backend.encode(text).tokens == donor.encode(text).tokens
+    assert "sha" in plain.encode("gasha").tokens  # an added token matches anywhere
+    assert backend.decode(backend.encode("the shadow of a gnomon").ids) == "the shadow of a gnomon"
+    with pytest.raises(ConfigError, match="needs `source: union`"):
+        merge(linear(both, tokenizer={"source": "base", "merges": True}))

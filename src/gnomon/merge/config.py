@@ -112,6 +112,7 @@ class TokenizerOptions(_Part):
     source: Reference = "union"
     tokens: dict[str, TokenRule] = {}
     pad_to_multiple_of: Annotated[int | None, Field(gt=0)] = None
+    merges: Annotated[bool, Field(description="With union: join the BPE merges, not only the tokens.")] = False
 
     @field_validator("source", mode="before")
     @classmethod

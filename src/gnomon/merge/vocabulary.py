@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gnomon.errors import ConfigError
 from gnomon.merge.blocks import Reader
+from gnomon.merge.byte_pairs import joined
 from gnomon.merge.config import MergeOptions, TokenizerOptions, TokenRule, TokenSource
 from gnomon.merge.layout import HEADS
 from gnomon.models.checkpoint import Checkpoint
@@ -128,6 +129,8 @@ class _Joining:
         tables = {reference: _table(checkpoint) for reference, checkpoint in self.models.items()}
         backend = self.models[self.donor].tokenizer().backend
         before = backend.get_vocab_size(with_added_tokens=True)
+        if self.options.merges:
+            backend = self._join_merges(backend)
         if self.options.source == "union":
             self._extend(backend, tables)
         ids = dict(backend.get_vocab(with_added_tokens=True))
@@ -142,6 +145,14 @@ class _Joining:
         changed = backend.get_vocab_size(with_added_tokens=True) != before
         source = self.models[self.donor]
         return Vocabulary(self.donor, size, backend, old_ids, fill, source, tuple(self.warnings), changed)
+
+    def _join_merges(self, backend: Backend) -> Backend:
+        if self.options.source != "union":
+            raise ConfigError(f"{self.where}: tokenizer.merges needs `source: union`.", param="tokenizer.merges")
+        others = {r: self.models[r].tokenizer().backend for r in self.models if r != self.donor}
+        backend, count = joined(backend, others, self.where)
+        self.warnings.append(f"{count} tokens join with their merges; text is cut as the base cuts it, then further.")
+        return backend
 
     def _extend(self, backend: Backend, tables: Mapping[str, Mapping[str, int]]) -> None:
         """Append what the donor lacks: plain tokens of the others in their order, then their control tokens."""
@@ -182,7 +193,8 @@ class _Joining:
             old[new] = table.get(token, -1)
         if reference == self.donor:
             rows = int(self.models[reference].config.get("vocab_size") or 0)
-            unnamed = old[:rows] < 0
+            unnamed = torch.ones(rows, dtype=torch.bool)
+            unnamed[[new for new in ids.values() if new < rows]] = False
             old[:rows][unnamed] = torch.arange(rows)[unnamed]  # the donor's padding rows stay as they are
         return old
 
