@@ -17,7 +17,7 @@ from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.bounds import plain
 from gnomon.grammar.schema.validators import Validators
-from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, tool_grammar
+from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, custom_tool, tool_grammar
 
 Arguments = Mapping[str, Any]
 """compile()'s keywords as JSON values; or `tools`: the fields of ToolCalls."""
@@ -52,9 +52,17 @@ def restore(arguments: Arguments, plan: Plan) -> Grammar:
     """The grammar that `make(arguments)` would give."""
     if "tools" in arguments:
         tools = arguments["tools"]
-        by_name = {tool["name"]: _validators(tool.get("parameters")) for tool in tools["functions"]}
+        form = FORMS[tools["form"]]
+        by_name = {
+            tool["name"]: (
+                custom_tool(place, tool["custom"], form).grammar
+                if "custom" in tool
+                else _validators(tool.get("parameters"))
+            )
+            for place, tool in enumerate(tools["functions"])
+        }
         content = None if tools["content"] is None else _validators(tools["content"])
-        checks = CallChecks(by_name, FORMS[tools["form"]], content)
+        checks = CallChecks(by_name, form, content)
         made = Grammar(plan.mask, plan.report, checks=checks, source=tools["functions"])
     elif "schema" in arguments:
         schema = read_schema(arguments["schema"])

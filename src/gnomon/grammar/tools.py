@@ -1,5 +1,6 @@
 """Tool calls as a grammar: functions and their schemas in, a Grammar whose texts are free text, calls, or both.
 
+A custom tool takes text in place of arguments: any, of a pattern, or of a Lark grammar.
 Knows how two families of models write calls: "hermes" (`<tool_call>` around a JSON object; Qwen, Hermes, and every
 model that has no way of its own) and "llama3" (one JSON object with "parameters"). `CallReader` takes such a text apart
 again, as it comes. Knows nothing of HTTP.
@@ -12,13 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llguidance import LLMatcher
-
 from gnomon.errors import GrammarError
+from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.build import Compiled, compile_schema
+from gnomon.grammar.schema.patterns import for_mask
 from gnomon.grammar.schema.reading import load
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import byte_vocabulary
@@ -38,13 +39,25 @@ class CallForm:
     tail: str
     marker: str
     several: bool
+    custom_head: str = ""
+    custom_tail: str = ""
+    """Around the text of a custom tool; "": this form has none."""
+
+    def custom_opening(self, tool: str) -> str:
+        return self.custom_head.replace("{name}", json.dumps(tool, ensure_ascii=False))
 
     def opening(self, function: str) -> str:
         return self.head.replace("{name}", json.dumps(function, ensure_ascii=False))
 
 
 HERMES = CallForm(
-    "hermes", '<tool_call>\n{"name": {name}, "arguments": ', "}\n</tool_call>", marker="<tool_call>", several=True
+    "hermes",
+    '<tool_call>\n{"name": {name}, "arguments": ',
+    "}\n</tool_call>",
+    marker="<tool_call>",
+    several=True,
+    custom_head='<tool_call>\n{"name": {name}}\n',
+    custom_tail="\n</tool_call>",
 )
 LLAMA3 = CallForm("llama3", '{"name": {name}, "parameters": ', "}", marker='{"name"', several=False)
 FORMS = {form.name: form for form in (HERMES, LLAMA3)}
@@ -52,10 +65,11 @@ FORMS = {form.name: form for form in (HERMES, LLAMA3)}
 
 @dataclass(frozen=True)
 class Call:
-    """One call, arguments as the model wrote them."""
+    """One call, arguments (a custom tool's text) as the model wrote them."""
 
     name: str
     arguments: str
+    custom: bool = False
 
 
 def form_of(template: str) -> CallForm:
@@ -72,7 +86,10 @@ def tool_grammar(
 
     Raises GrammarError; its param names the tool at fault by place.
     """
-    compiled = {str(tool["name"]): _arguments(place, tool) for place, tool in enumerate(tools)}
+    compiled: dict[str, Compiled | Custom] = {}
+    for place, tool in enumerate(tools):
+        made = custom_tool(place, tool["custom"], form) if "custom" in tool else _arguments(place, tool)
+        compiled[str(tool["name"])] = made
     if not compiled:
         raise GrammarError("There are no tools to call.", param="tools")
     said = _compiled_content(content)
@@ -83,11 +100,49 @@ def tool_grammar(
             param="response_format",
         )
     lark = _lark(compiled, form, choice, parallel and form.several, said)
-    mask = str(LLMatcher.grammar_from_lark(lark))
+    parts = [{"name": "main", "lark_grammar": lark}]
+    for place, one in enumerate(compiled.values()):
+        if isinstance(one, Custom) and one.lark is not None:
+            parts.append({"name": f"custom_{place}", "lark_grammar": one.lark})
+    mask = json.dumps({"grammars": parts})
     Matcher(byte_vocabulary(), mask)
-    validators = {name: one.validators for name, one in compiled.items()}
-    checks = CallChecks(validators, form, said.validators if said else None)
+    takes = {name: one.grammar if isinstance(one, Custom) else one.validators for name, one in compiled.items()}
+    checks = CallChecks(takes, form, said.validators if said else None)
     return Grammar(mask, Report("tools"), checks=checks, source=[dict(tool) for tool in tools])
+
+
+@dataclass(frozen=True)
+class Custom:
+    """What a custom tool's text must be. grammar: judges it, None: any text does. lark, regex: for the mask."""
+
+    grammar: Grammar | None
+    lark: str | None = None
+    regex: str | None = None
+
+
+def custom_tool(place: int, given: Any, form: CallForm) -> Custom:
+    """given: OpenAI's `format`: {"type": "text"}, or {"type": "grammar", "grammar": {"syntax", "definition"}}."""
+    where = f"tools[{place}].custom.format"
+    if not form.custom_head:
+        raise GrammarError("This model writes a call as a bare JSON object: it has no custom tools.", param=where)
+    kind = given.get("type", "text") if isinstance(given, Mapping) else None
+    if kind == "text":
+        return Custom(None)
+    described = given.get("grammar") if kind == "grammar" else None
+    syntax = described.get("syntax") if isinstance(described, Mapping) else None
+    if not isinstance(described, Mapping) or syntax not in ("lark", "regex"):
+        raise GrammarError(
+            'A custom tool\'s `format` is {"type": "text"}, or of type "grammar" with `syntax` "lark" or "regex" and a '
+            "`definition`.",
+            param=where,
+        )
+    definition = described.get("definition")
+    try:
+        if syntax == "lark":
+            return Custom(compile_grammar(lark=definition), lark=definition)
+        return Custom(compile_grammar(regex=definition), regex=for_mask(definition, whole=True))
+    except GrammarError as error:
+        raise GrammarError(error.message, hint=error.hint, param=where) from None
 
 
 def _arguments(place: int, tool: Mapping[str, Any]) -> Compiled:
@@ -111,7 +166,7 @@ def _compiled_content(schema: Any) -> Compiled | None:
 
 
 def _lark(
-    compiled: Mapping[str, Compiled], form: CallForm, choice: Choice, several: bool, content: Compiled | None
+    compiled: Mapping[str, Compiled | Custom], form: CallForm, choice: Choice, several: bool, content: Compiled | None
 ) -> str:
     lines = []
     calls = "call (NEWLINE call)*" if several else "call"
@@ -128,27 +183,45 @@ def _lark(
         rest = "(NEWLINE call)*" if several else ""
         lines.append(f"start: PLAIN | opened {rest}")
         lines.append(f"PLAIN: ANY & ~/(.|\\n)*{form.marker}(.|\\n)*/")
-        lines.append("ANY: /(.|\\n)*/")
         lines.append("opened: " + " | ".join(f"opened_{place}" for place in range(len(compiled))))
         lines.append(f"trigger[lazy]: ANY {json.dumps(form.marker)}")
+    lines.append("ANY: /(.|\\n)*/")
     lines.append('NEWLINE: "\\n"')
     lines.append("call: " + " | ".join(f"call_{place}" for place in range(len(compiled))))
     for place, (name, one) in enumerate(compiled.items()):
-        opening, tail = form.opening(name), json.dumps(form.tail)
+        custom = isinstance(one, Custom)
+        opening = form.custom_opening(name) if custom else form.opening(name)
+        tail = "" if custom else json.dumps(form.tail)
         lines.append(f"call_{place}: {json.dumps(opening)} arguments_{place} {tail}")
         if choice == "auto" and content is None and not form.marker.startswith("{"):
             after = json.dumps(opening.removeprefix(form.marker))
             lines.append(f"opened_{place}: trigger {after} arguments_{place} {tail}")
+        if isinstance(one, Custom):
+            lines += _custom_lines(place, one, form)
+            continue
         schema = one.lowered if isinstance(one.lowered, dict) else {"type": "object"}
         lines.append(f"arguments_{place}: %json {json.dumps({**schema, 'x-guidance': SPACED})}")
     return "%llguidance {}\n" + "\n".join(lines) + "\n"
 
 
-class CallChecks:
-    """The schemas' own word on each call's arguments, when the call closes."""
+def _custom_lines(place: int, one: Custom, form: CallForm) -> list[str]:
+    """The text up to the call's tail, which ends it where it first may."""
+    if one.lark is not None:
+        return [f"arguments_{place}: @custom_{place} {json.dumps(form.custom_tail)}"]
+    if one.regex is None:
+        return [f"arguments_{place}[lazy]: ANY {json.dumps(form.custom_tail)}"]
+    tail = form.custom_tail.replace("\n", "\\n").replace("/", "\\/")
+    body = one.regex.removeprefix("^").removesuffix("$").replace("/", "\\/")
+    return [f"arguments_{place}[lazy]: /(?:{body}){tail}/"]
 
-    def __init__(self, validators: Mapping[str, Validators], form: CallForm, content: Validators | None) -> None:
-        self.validators = validators
+
+class CallChecks:
+    """The schemas' own word on each call's arguments, when the call closes. takes: by name; None: any text."""
+
+    def __init__(
+        self, takes: Mapping[str, Validators | Grammar | None], form: CallForm, content: Validators | None
+    ) -> None:
+        self.takes = takes
         self.form = form
         self.content = content
 
@@ -157,7 +230,9 @@ class CallChecks:
 
     def read(self, place: int, text: bytes) -> int | None:
         """place: calls that were judged."""
-        if self.form.tail.encode() not in text[-len(self.form.tail) - 64 :]:
+        recent = text[-len(self.form.tail) - 64 :]
+        ends = [tail.encode() for tail in (self.form.tail, self.form.custom_tail) if tail]
+        if not any(end in recent for end in ends):
             return place
         calls = self._calls(text)
         return None if any(not self._right(call) for call in calls[place:]) else len(calls)
@@ -180,8 +255,14 @@ class CallChecks:
         return reader.calls
 
     def _right(self, call: Call) -> bool:
+        if call.name not in self.takes:
+            return False
+        judge = self.takes[call.name]
+        if call.custom or not isinstance(judge, Validators):
+            wants_text = judge is None or isinstance(judge, Grammar)
+            return call.custom and wants_text and (judge is None or bool(judge.accepts(call.arguments)))
         try:
-            return call.name in self.validators and self.validators[call.name].accepts(load(call.arguments))
+            return judge.accepts(load(call.arguments))
         except (ValueError, RecursionError):
             return False
 
@@ -193,6 +274,7 @@ class Piece:
     kind: Literal["content", "call", "arguments"]
     text: str
     index: int = 0
+    custom: bool = False
 
 
 class CallReader:
@@ -206,6 +288,7 @@ class CallReader:
         self._name: str | None = None
         self._arguments = ""
         self._before, _, self._after = form.head.partition("{name}")
+        self._custom = False
 
     def push(self, text: str) -> list[Piece]:
         self._held += text
@@ -220,7 +303,11 @@ class CallReader:
         held, self._held = self._held, ""
         if not held:
             return []
-        return [Piece("content", held)] if self._name is None else [Piece("arguments", held, self.opened - 1)]
+        return (
+            [Piece("content", held)]
+            if self._name is None
+            else [Piece("arguments", held, self.opened - 1, self._custom)]
+        )
 
     def _next(self) -> Piece | None:
         return self._in_content() if self._name is None else self._in_arguments()
@@ -233,15 +320,28 @@ class CallReader:
         if start > 0:
             return self._take_content(start)
         if start == 0:
-            end = self._held.find(self._after, len(self._before))
-            if end < 0:
-                return None
-            self._name = str(json.loads(self._held[len(self._before) : end]))
-            self._held = self._held[end + len(self._after) :]
-            self.opened += 1
-            return Piece("call", self._name, self.opened - 1)
+            return self._opened()
         safe = len(self._held) - _overlap(self._held, self._before)
         return self._take_content(safe) if safe > 0 else None
+
+    def _opened(self) -> Piece | None:
+        """The name, once it is certain what follows it."""
+        try:
+            name, end = json.JSONDecoder().raw_decode(self._held, len(self._before))
+        except ValueError:
+            return None
+        customs = self.form.custom_head.partition("{name}")[2]
+        for after, custom in ((self._after, False), (customs, True)):
+            if after and self._held.startswith(after, end):
+                self._name, self._custom = str(name), custom
+                self._held = self._held[end + len(after) :]
+                self.opened += 1
+                return Piece("call", self._name, self.opened - 1, custom)
+        return None
+
+    @property
+    def _tail(self) -> str:
+        return self.form.custom_tail if self._custom else self.form.tail
 
     def _take_content(self, count: int) -> Piece:
         text, self._held = self._held[:count], self._held[count:]
@@ -251,30 +351,30 @@ class CallReader:
         """Up to the call's tail. Compact JSON has no line break, so a tail with one is never part of it."""
         end = self._end_of_arguments()
         if end is None:
-            safe = len(self._held) - _overlap(self._held, self.form.tail)
-            if safe <= 0 or len(self.form.tail) == 1:
+            safe = len(self._held) - _overlap(self._held, self._tail)
+            if safe <= 0 or len(self._tail) == 1:
                 return None
             return self._take_arguments(safe)
         piece = self._take_arguments(end)
-        self._held = self._held[len(self.form.tail) :]
-        self.calls.append(Call(self._name or "", self._arguments))
+        self._held = self._held[len(self._tail) :]
+        self.calls.append(Call(self._name or "", self._arguments, self._custom))
         self._name, self._arguments = None, ""
         return piece
 
     def _end_of_arguments(self) -> int | None:
-        if len(self.form.tail) > 1:
-            found = self._held.find(self.form.tail)
+        if len(self._tail) > 1:
+            found = self._held.find(self._tail)
             return found if found >= 0 else None
         try:
             _, end = json.JSONDecoder().raw_decode(self._held)
         except ValueError:
             return None
-        return end if self._held[end : end + 1] == self.form.tail else None
+        return end if self._held[end : end + 1] == self._tail else None
 
     def _take_arguments(self, count: int) -> Piece:
         text, self._held = self._held[:count], self._held[count:]
         self._arguments += text
-        return Piece("arguments", text, self.opened - 1)
+        return Piece("arguments", text, self.opened - 1, self._custom)
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -58,11 +58,36 @@ def tool_use(tools: Any, tool_choice: Any, parallel: bool | None, profile: Profi
     return ToolUse(chosen, choice, parallel is not False, named)
 
 
+def _custom(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A tool that takes text: any, or of a grammar (`lark` or `regex`)."""
+    custom = tool["custom"]
+    name = custom.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(f"`{where}.custom.name` is needed: up to 64 letters, digits, _ and -.", param=where)
+    wanted = custom.get("format") or {"type": "text"}
+    if isinstance(wanted, Mapping) and wanted.get("type") == "grammar" and isinstance(wanted.get("grammar"), Mapping):
+        try:
+            found = {wanted["grammar"].get("syntax"): wanted["grammar"].get("definition")}
+            fault = GrammarOptions.model_validate(found).grammar().report.unsatisfiable and "no text satisfies it."
+        except GrammarError as error:
+            fault = error.message
+        except ValueError:
+            fault = "its `syntax` is `lark` or `regex`, with a `definition`."
+        if fault:
+            message = f"Invalid grammar for tool '{name}': {fault}"
+            raise SchemaRefused(message, param=f"{where}.custom.format", code="invalid_grammar")
+    return {"name": name, "description": custom.get("description") or "", "custom": wanted}
+
+
 def _function(tool: Any, place: int, profile: Profile) -> dict[str, Any]:
     where = f"tools[{place}]"
+    if isinstance(tool, Mapping) and tool.get("type") == "custom" and isinstance(tool.get("custom"), Mapping):
+        return _custom(tool, where)
     if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
         kind = tool.get("type") if isinstance(tool, Mapping) else type(tool).__name__
-        raise UsageError(f"`{where}` is of type {kind!r}; this server knows tools of type 'function'.", param=where)
+        raise UsageError(
+            f"`{where}` is of type {kind!r}; this server knows tools of type 'function' and 'custom'.", param=where
+        )
     function = tool["function"]
     name = function.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -91,10 +116,11 @@ def _choice(given: Any, names: Sequence[str]) -> tuple[Literal["none", "auto", "
     if given in ("none", "required"):
         return given, None, False
     kind = given.get("type") if isinstance(given, Mapping) else None
-    if kind == "function":
-        return "required", {_known(given.get("function"), names)}, True
+    if kind in ("function", "custom"):
+        return "required", {_known(given.get(kind), names)}, True
     if kind == "allowed_tools" and isinstance(allowed := given.get("allowed_tools"), Mapping):
-        chosen = {_known(tool.get("function"), names) for tool in allowed.get("tools", []) if isinstance(tool, Mapping)}
+        tools = [tool for tool in allowed.get("tools", []) if isinstance(tool, Mapping)]
+        chosen = {_known(tool.get("function") or tool.get("custom"), names) for tool in tools}
         return ("required" if allowed.get("mode") == "required" else "auto"), chosen, False
     raise UsageError(
         f"`tool_choice` is {given!r}; known: none, auto, required, one function, allowed_tools.", param="tool_choice"
@@ -123,7 +149,7 @@ def told(
     if use is None and not any(m.get("tool_calls") or m.get("role") in ("tool", "function") for m in messages):
         return messages, variables
     if "tools" in model.template.source:
-        tools = [{"type": "function", "function": dict(tool)} for tool in use.tools] if use else None
+        tools = [{"type": "function", "function": _told(tool)} for tool in use.tools] if use else None
         return [_with_objects(message) for message in messages], {**variables, **({"tools": tools} if tools else {})}
     plain = [_as_plain(message) for message in messages]
     if use is not None and use.choice != "none":
@@ -136,9 +162,22 @@ def told(
 
 
 def _instructions(tools: Sequence[Mapping[str, Any]]) -> str:
+    form = FORMS["hermes"]
     listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
-    example = FORMS["hermes"].opening("NAME") + '{"KEY": VALUE}' + FORMS["hermes"].tail
-    return f"You can call these functions:\n{listed}\nTo call one, write exactly this and nothing after it:\n{example}"
+    example = form.opening("NAME") + '{"KEY": VALUE}' + form.tail
+    words = f"You can call these functions:\n{listed}\nTo call one, write exactly this and nothing after it:\n{example}"
+    if any("custom" in tool for tool in tools):
+        words += f"\nOne with `custom` takes text:\n{form.custom_opening('NAME')}TEXT{form.custom_tail}"
+    return words
+
+
+def _told(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A custom tool for a template that knows functions alone."""
+    if "custom" not in tool:
+        return dict(tool)
+    form = FORMS["hermes"]
+    how = f"{tool['description']} Takes text, not JSON: {form.custom_opening(tool['name'])}TEXT{form.custom_tail}"
+    return {"name": tool["name"], "description": how.strip(), "parameters": NO_PARAMETERS}
 
 
 def _with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +185,14 @@ def _with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return dict(message)
-    return {**message, "tool_calls": [{**call, "function": _parsed(call.get("function") or {})} for call in calls]}
+    return {**message, "tool_calls": [_as_function(call) for call in calls]}
+
+
+def _as_function(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call for a template that knows functions alone."""
+    if isinstance(custom := call.get("custom"), Mapping):
+        return {**call, "function": {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}}
+    return {**call, "function": _parsed(call.get("function") or {})}
 
 
 def _parsed(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,13 +210,16 @@ def _as_plain(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(calls, list):
         return dict(message)
     form = FORMS["hermes"]
-    written = [
-        form.opening(str((call.get("function") or {}).get("name"))) + str(call["function"].get("arguments")) + form.tail
-        for call in calls
-        if isinstance(call, Mapping)
-    ]
+    written = [_written(call, form) for call in calls if isinstance(call, Mapping)]
     content = message.get("content") or ""
     return {"role": message.get("role"), "content": "\n".join([*([str(content)] if content else []), *written])}
+
+
+def _written(call: Mapping[str, Any], form: CallForm) -> str:
+    if isinstance(custom := call.get("custom"), Mapping):
+        return form.custom_opening(str(custom.get("name"))) + str(custom.get("input")) + form.custom_tail
+    function = call.get("function") or {}
+    return form.opening(str(function.get("name"))) + str(function.get("arguments")) + form.tail
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------
@@ -235,13 +284,10 @@ class CallDeltas:
         if piece.kind == "content":
             return {"role": "assistant", "content": piece.text, "refusal": None} if first else {"content": piece.text}
         if piece.kind == "arguments":
-            return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
-        call = {
-            "index": piece.index,
-            "id": call_id(self.answer, self.choice, piece.index),
-            "type": "function",
-            "function": {"name": piece.text, "arguments": ""},
-        }
+            part = {"custom": {"input": piece.text}} if piece.custom else {"function": {"arguments": piece.text}}
+            return {"tool_calls": [{"index": piece.index, **part}]}
+        identity = {"index": piece.index, "id": call_id(self.answer, self.choice, piece.index)}
+        call = {**identity, **_call(piece.text, "", custom=piece.custom)}
         if first:
             return {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
         return {"tool_calls": [call]}
@@ -250,7 +296,12 @@ class CallDeltas:
 def _opened_call(answer: str, choice: int, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
     """A call, complete or (where the text was cut) as far as it came."""
     mine = [piece for piece in pieces if piece.index == index and piece.kind != "content"]
-    name = next(piece.text for piece in mine if piece.kind == "call")
+    named = next(piece for piece in mine if piece.kind == "call")
     arguments = "".join(piece.text for piece in mine if piece.kind == "arguments")
-    function = {"name": name, "arguments": arguments}
-    return {"id": call_id(answer, choice, index), "type": "function", "function": function}
+    return {"id": call_id(answer, choice, index), **_call(named.text, arguments, custom=named.custom)}
+
+
+def _call(name: str, arguments: str, *, custom: bool) -> dict[str, Any]:
+    if custom:
+        return {"type": "custom", "custom": {"name": name, "input": arguments}}
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
