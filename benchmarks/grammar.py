@@ -31,7 +31,7 @@ from gnomon.models.reference import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / ".bench"
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("GRAMMAR_RESULTS", ROOT / "benchmarks" / "results"))
 DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "controlled-generation"
 DRAFTS = {
     "draft4": "http://json-schema.org/draft-04/schema#",
@@ -362,7 +362,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
         "one long string": (FREE, "Write a short story as JSON."),
     }
     result: dict[str, Any] = {"threads": options.threads}
-    with gnomon.load(options.model, threads=options.threads, prefix_cache=False) as model:
+    with gnomon.load(options.model, threads=options.threads) as model:
         for name, (schema, prompt) in cases.items():
             rates: dict[str, list[float]] = {"with": [], "without": []}
             tokens = 0
