@@ -219,9 +219,12 @@ def train_head(
     text: str = typer.Option("text", "--text", help="Name of the text's column."),
     label: str = typer.Option("label", "--label", help="Name of the label's column."),
     model: str = typer.Option("minilm-l6-v2", "--model", "-m", help="The encoder."),
+    adversarial: int = typer.Option(0, "--adversarial", min=0, help="Rounds of disguised texts (experimental)."),
+    positive: str = typer.Option("1", "--positive", help="With --adversarial: the label that is disguised to slip by."),
     json: bool = JSON,
 ) -> None:
     """Train a classifier head on sentence vectors, and say honestly how it does on text it has not seen."""
+    from gnomon.guard.adversary import harden
     from gnomon.guard.head import report, train
     from gnomon.guard.scanners.embedding import vectors
     from gnomon.progress import progress
@@ -240,9 +243,21 @@ def train_head(
                 bar.advance(len(parts[-1]))
         return np.concatenate(parts)
 
-    head = train(embedded(rows), [kind for _, kind in rows], model=model)
+    history: list[Any] = []
+    if adversarial:
+        if positive not in {kind for _, kind in rows}:
+            raise UsageError(f"No text has the label `{positive}`.", hint="Name the bad label: --positive LABEL.")
+
+        def by_text(texts: list[str]) -> Any:
+            return embedded([(one, "") for one in texts])
+
+        head, history = harden(rows, held_out, by_text, model=model, positive=positive, rounds=adversarial)
+    else:
+        head = train(embedded(rows), [kind for _, kind in rows], model=model)
     measured = report(head, embedded(held_out), [kind for _, kind in held_out]).as_dict()
     record = {"trained_on": Path(data).name, "texts": len(rows), "measured_on": Path(test or data).name, **measured}
+    if history:
+        record["adversarial"] = [one.as_dict() for one in history]
     type(head)(head.weight_CK, head.bias_K, head.labels, head.model, record).write(Path(out))
     if json:
         print_json(record)

@@ -108,6 +108,10 @@ class Session:
         """Characters that are here and may not leave yet."""
         return max(self.length - self.released, 0)
 
+    def _shift(self, end: int, more: int) -> None:
+        if self.lookout is not None:  # only a scanner's late verdict asks for it
+            self._shifts.append((end, more))
+
     def shown_at(self, place: int) -> int:
         """Where a place of the text lies in what has left."""
         return min(place, self.released) + sum(more for end, more in self._shifts if end <= place)
@@ -268,11 +272,11 @@ class Session:
                 replacement = self._replacement(hit, bound)
                 out += [self._slice(self.released, hit.start), replacement]
                 hidden.append((hit.start, hit.end))
-                self._shifts.append((hit.end, len(replacement) - (hit.end - hit.start)))
+                self._shift(hit.end, len(replacement) - (hit.end - hit.start))
                 self.released = hit.end
             elif hit.end > self.released:
                 hidden.append((self.released, hit.end))
-                self._shifts.append((hit.end, self.released - hit.end))
+                self._shift(hit.end, self.released - hit.end)
                 self.released = hit.end
             if not growing:
                 self._report(hit)
