@@ -90,6 +90,22 @@ def test_redactions_before_the_branch_stay(tiny: Model) -> None:
     assert {finding["action"] for finding in result.findings} == {"rollback", "redact"}
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_matches_over_several_tokens_stops_and_redactions_together(tiny: Model, seed: int) -> None:
+    guard = policy("[a-m][^a-m]")
+    guard["output"].append({"use": "regex", "name": "digits", "regex": "[0-9]{1,3}", "replacement": "#"})
+    guard["on_block"]["rollback"] |= {"on": ["block", "redact"] if seed % 2 else ["block"], "retries": 60}
+    options: dict[str, Any] = {"guard": guard, "temperature": 1.0, "seed": seed, "stop": ["xy", "q"]}
+    result, chunks = drawn(tiny, **options), list(tiny.stream("abc", max_tokens=40, ignore_eos=True, **options))
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert [token for chunk in chunks for token in chunk.token_ids] == result.token_ids
+    assert not re.search("[a-m][^a-m]|[0-9]|xy|q", result.text)
+    spelt = tiny.tokenizer.decode(result.token_ids)
+    if "#" not in result.text and result.finish_reason == "length":
+        assert spelt == result.text
+    assert not re.search("[0-9]", spelt)
+
+
 @pytest.fixture
 def vowels() -> Iterator[None]:
     registry._load()

@@ -83,6 +83,7 @@ class AnswerGuard:
                 self.retries -= 1
                 if self.detour is not None:
                     self.detour.armed = True
+                self.ends = deque((end for end in self.ends if end <= place), maxlen=self.ends.maxlen)
                 METER.went_back()
                 told = tuple(f.as_dict() | {"action": "rollback"} for f in step.findings if f.end > place)
                 return Released(settled=0, findings=told, back_to=place)
@@ -141,6 +142,7 @@ class AnswerGuard:
         self.clean += step.text
         released = self.session.released
         tail = released - max((end for end in self.ends if end <= released), default=released)
+        tail = min(tail, len(self.clean))
         if step.cut is not None or any(end > released - tail for _, end in step.hidden):
             tail = 0
         keep = len(self.clean) - tail
@@ -151,7 +153,6 @@ class AnswerGuard:
     def go_back(self, text: str) -> None:
         """Begin anew with the text that stays; what of it has left does not leave again."""
         self.session = self.guard.session(prompt=self.prompt, waits=False)
-        self.ends = deque((end for end in self.ends if end <= len(text)), maxlen=self.ends.maxlen)
         self.clean, self.again, self.carried = "", self.shown, None
         self.carried = self._fresh(self.session.step(text))
 
