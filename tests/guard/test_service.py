@@ -87,6 +87,7 @@ def test_metrics_count_findings_held_characters_and_seconds(url: str) -> None:
     httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
     text = httpx.get(f"{url}/metrics").text
     assert 'gnomon:guard_findings_total{action="redact",rule="github-token"}' in text and KEY not in text
+    assert "gnomon:guard_rollbacks_total" in text
     assert "gnomon:guard_hold_chars_bucket" in text and "gnomon:guard_added_seconds_sum" in text
 
 

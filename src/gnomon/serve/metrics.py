@@ -111,3 +111,6 @@ def _guard_metrics() -> Iterable[Metric]:
     aborts = CounterMetricFamily("gnomon:guard_aborts", "Answers ended by a block")
     aborts.add_metric([], METER.aborts)
     yield aborts
+    rollbacks = CounterMetricFamily("gnomon:guard_rollbacks", "Times an answer was taken back to before a finding")
+    rollbacks.add_metric([], METER.rollbacks)
+    yield rollbacks
