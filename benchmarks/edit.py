@@ -3,7 +3,7 @@
     python benchmarks/edit.py single  --model smollm2-135m-instruct --methods rome --facts 100
     python benchmarks/edit.py sequence --methods rome,alphaedit,encore --facts 100
     python benchmarks/edit.py time     --facts 10
-    python benchmarks/edit.py sweep    --layers 5,8,12,16 --facts 10
+    python benchmarks/edit.py sweep    --layers 8,12,16 --facts 50 --set frames=3 --updates '{"strength": [1, 1.3]}'
 
 Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones, which no setting was chosen on
 (`sweep` takes rows from 1,000 on). Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a
@@ -13,6 +13,7 @@ run can be interrupted and goes on; summaries are written beside them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ import gnomon
 from gnomon.edit import Fact, edit, evaluate
 from gnomon.edit.evaluation import means
 from gnomon.edit.formats import read_facts
+from gnomon.edit.protocols import harmonic
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,6 +127,87 @@ def timing(model: Any, facts: list[Fact]) -> None:
     print(row)
 
 
+def sweep(
+    model: Any, facts: list[Fact], layers: list[int], hyper: dict[str, Any], updates: dict[str, Any], tokens: int
+) -> None:
+    """ROME over layers and settings: one search per fact and layer, from which every update is made and judged.
+
+    One line per fact, layer and update in results/edit_sweep_MODEL.jsonl; lines that are there are not made again.
+    """
+    from gnomon.edit.contrast import contrast_keys
+    from gnomon.edit.editor import Editor
+    from gnomon.edit.evaluation import RAW_TOKENS, looks
+    from gnomon.edit.methods.rome import RomeOptions, update
+    from gnomon.edit.protocols import kept, says
+    from gnomon.edit.search import find_value
+    from gnomon.models.patch import Patch
+
+    file = RESULTS / f"edit_sweep_{model.name}.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(r["fact"], json.dumps(r["setting"], sort_keys=True)) for r in known}
+    editor = Editor.of(model, tokens=tokens)
+    editor.moments(layers)
+    variants = [dict(zip(updates, values, strict=True)) for values in itertools.product(*updates.values())]
+    before: dict[str, list[str]] = {}
+
+    def told(models: list[Any], asked: list[Any]) -> list[list[str]]:
+        options = {"temperature": 0.0, "max_tokens": RAW_TOKENS, "stop": ["\n"]}
+        handles = [[one.submit(look.prompt, options, chat=look.chat) for look in asked] for one in models]
+        return [[handle.collect()[0].text for handle in row] for row in handles]
+
+    with file.open("a") as out:
+        for fact, layer in ((fact, layer) for fact in facts for layer in layers):
+            settings = [{"tokens": tokens, **hyper, "layers": layer, **variant} for variant in variants]
+            settings = [s for s in settings if (fact.id, json.dumps(s, sort_keys=True)) not in done]
+            if not settings:
+                continue
+            parsed = [
+                RomeOptions(**{k: [v] if k == "layers" else v for k, v in s.items() if k != "tokens"}) for s in settings
+            ]
+            started = time.process_time()
+            found = find_value(editor, fact, layer, parsed[0])
+            searched = time.process_time() - started
+            avoided = contrast_keys(editor, fact, layer) if any(p.contrast for p in parsed) else None
+            asked = [look for look in looks(model, fact) if look.metric != "portability"]
+            if fact.id not in before:
+                before[fact.id] = told([model], asked)[0]
+            worn = []
+            for one in parsed:
+                change = update(editor.factor(layer, one.ridge), found, one, avoided)
+                deltas = {editor.tensor(layer): editor.low_rank(layer, change)}
+                worn.append(model.with_patches([Patch(deltas, model.checkpoint.identity, {}, {}, {})]))
+            for setting, texts in zip(settings, told(worn, asked), strict=True):
+                record: dict[str, Any] = {"fact": fact.id, "setting": setting, "search": round(searched, 2)}
+                record |= {"steps": found.value.steps, "loss": round(found.value.loss, 3), "says": {}}
+                for look, old, new in zip(asked, before[fact.id], texts, strict=True):
+                    right = look.answers[0] if look.answers else None
+                    good = kept(old, new, fact.target, right) if look.metric == "locality" else says(new, look.answers)
+                    record[look.metric] = float(good)
+                    record["says"][look.metric] = new
+                out.write(json.dumps(record) + "\n")
+                known.append(record)
+            out.flush()
+            for one in worn:
+                one.close()
+            print(fact.id, layer, searched, time.process_time() - started, flush=True)
+    sweep_table(known)
+
+
+def sweep_table(records: list[dict[str, Any]]) -> None:
+    """Means per setting, best harmonic mean first."""
+    rows = []
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_setting.setdefault(json.dumps(record["setting"], sort_keys=True), []).append(record)
+    for setting, own in by_setting.items():
+        three = [statistics.mean(r[m] for r in own) for m in ("reliability", "generalization", "locality")]
+        rows.append((harmonic(three), len(own), *three, statistics.mean(r.get("chat", 0.0) for r in own), setting))
+    for row in sorted(rows, reverse=True):
+        told = zip(("rel", "para", "kept", "chat"), row[2:6], strict=True)
+        shares = "  ".join(f"{name} {share:.3f}" for name, share in told)
+        print(f"{row[0]:.3f}  n={row[1]:3d}  {shares}  {row[6]}")
+
+
 def write(name: str, content: dict[str, Any]) -> None:
     about = {
         "machine": platform.machine(),
@@ -146,6 +229,8 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=100)
     parser.add_argument("--layers", default="")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--updates", default="{}", help="sweep: lists of values of the update's options, all combined")
+    parser.add_argument("--tokens", type=int, default=30_000, help="sweep: tokens of the moments")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     hyper = {key: json.loads(value) for key, _, value in (item.partition("=") for item in given.set)}
@@ -159,9 +244,10 @@ def main() -> None:
         elif given.what == "time":
             timing(model, counterfact(0, given.facts))
         else:
-            for layer in map(int, given.layers.split(",")):
-                label = f"_sweep{layer}"
-                single(model, methods, counterfact(HELD_OUT, given.facts), label, {**hyper, "layers": layer})
+            facts = counterfact(HELD_OUT, given.facts)
+            sweep(
+                model, facts, [int(n) for n in given.layers.split(",")], hyper, json.loads(given.updates), given.tokens
+            )
 
 
 if __name__ == "__main__":

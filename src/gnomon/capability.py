@@ -114,7 +114,10 @@ class Released:
 
 
 class PromptStage(Protocol):
-    """Sees a prompt's texts before they become tokens; may change them, or raise Blocked."""
+    """Sees a prompt's texts before they become tokens; may change them, or raise Blocked.
+
+    One with an attribute `roles` (a set of roles) sees only the messages of these.
+    """
 
     def check(self, text: str) -> str:
         """One text: a raw prompt, or what one message says."""
@@ -379,10 +382,11 @@ class Registry:
         return ids
 
     def prompt_stages(self, parsed: ParsedOptions, context: StageContext) -> list[PromptStage]:
-        """What looks at this prompt before it becomes tokens."""
+        """What looks at this prompt before it becomes tokens, in the order of the stream stages."""
+        ordered = sorted(parsed.items(), key=lambda item: (self.capabilities[item[0]].stream_order, item[0]))
         built = (
             load_attribute(capability.prompt_stage)(options, context)
-            for name, options in parsed.items()
+            for name, options in ordered
             if (capability := self.capabilities[name]).prompt_stage
         )
         return [stage for stage in built if stage is not None]

@@ -78,12 +78,13 @@ def checked_ids(tokenizer: Tokenizer, prompt: Prompt, stages: Sequence[PromptSta
 
 def checked_message(message: Mapping[str, Any], stages: Sequence[PromptStage]) -> dict[str, Any]:
     """A message with every text in it (content, parts, arguments of tool calls) as the stages let it through."""
+    seeing = [stage for stage in stages if message.get("role") in getattr(stage, "roles", (message.get("role"),))]
 
     def checked(value: Any, key: str) -> Any:
         if isinstance(value, str):
             if key in ("role", "type", "id", "tool_call_id"):
                 return value
-            for stage in stages:
+            for stage in seeing:
                 value = stage.check(value)
             return value
         if isinstance(value, Mapping):

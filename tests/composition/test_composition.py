@@ -60,6 +60,9 @@ ROWS += [
     Row("heal", {"heal": True}, lambda g: True),
     Row("grammar", {"grammar": {"regex": "[a-z ]{0,6}"}}, lambda g: set(g.text) <= set("abcdefghijklmnopqrstuvwxyz #")),
 ]
+ROWS += [
+    Row("remember", {"remember": {"facts": ["abc -> d"], "method": "retrieve"}}, lambda g: g.usage.prompt_tokens > 5),
+]
 PAIRS = list(itertools.combinations(ROWS, 2))
 IDS = [f"{a.name}+{b.name}" for a, b in PAIRS]
 

@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from gnomon.cli.common import print_json, print_table
+from gnomon.edit.memory import SUFFIX as MEMORY
+from gnomon.edit.memory import Memory
 from gnomon.errors import EditError, UsageError
 
 MAKE = "make"
@@ -73,7 +75,8 @@ def make(
     json: bool = typer.Option(False, "--json", help="The report as JSON."),
 ) -> None:
     """Make a patch from facts, and say what the model said before and says now."""
-    from gnomon.edit import edit
+    from gnomon.edit import edit, remember
+    from gnomon.edit.remembering import memory_methods
     from gnomon.loading import load
 
     if output is not None and output.exists() and not force:
@@ -87,10 +90,19 @@ def make(
         method, moments = read.method, moments or read.moments
         options = {**read.options, **options}
     layers = list(layer) if layer else options.pop("layers", None)
-    with load(model, threads=threads, ledger=False) as opened:
-        patch = edit(
-            opened, wanted, method=method, layers=layers, subject=subject, moments=moments, seed=seed, **options
+    remembers = method in memory_methods()
+    if remembers and (layers or subject or moments):
+        raise UsageError(
+            f"`{method}` remembers facts beside the model: it has no layer, subject or moments.", param="method"
         )
+    with load(model, threads=threads, ledger=False) as opened:
+        patch: Any
+        if remembers:
+            patch = remember(opened, wanted, method=method, **options)
+        else:
+            patch = edit(
+                opened, wanted, method=method, layers=layers, subject=subject, moments=moments, seed=seed, **options
+            )
     failed = [told for told in patch.report["facts"] if not told["holds"]]
     saved = None
     if output is not None and (force or not failed):
@@ -114,18 +126,26 @@ def list_methods(
 ) -> None:
     """The methods, or one method's options with their defaults."""
     from gnomon.edit.registry import method, methods
+    from gnomon.edit.remembering import memory_methods
 
+    remembering = memory_methods()
+    every: list[Any] = [*methods().values(), *remembering.values()]
     if name is None:
         rows = [
-            {"method": m.name, "paper": m.paper, "what": m.help + (" (experimental)" if m.experimental else "")}
-            for m in methods().values()
+            {
+                "method": m.name,
+                "kind": "memory" if m.name in remembering else "weights",
+                "paper": m.paper,
+                "what": m.help + (" (experimental)" if m.experimental else ""),
+            }
+            for m in every
         ]
         if json:
             print_json(rows)
         else:
-            print_table(("METHOD", "PAPER", "WHAT"), [tuple(row.values()) for row in rows])
+            print_table(("METHOD", "KIND", "PAPER", "WHAT"), [tuple(row.values()) for row in rows])
         return
-    chosen = method(name)
+    chosen: Any = remembering[name] if name in remembering else method(name)
     if json:
         print_json(chosen.options.model_json_schema())
         return
@@ -161,13 +181,14 @@ def list_patches(
 
 @app.command("show")
 def show(
-    file: Path = typer.Argument(..., metavar="FILE", help="A patch file."),
+    file: Path = typer.Argument(..., metavar="FILE", help="A patch or memory file."),
     json: bool = typer.Option(False, "--json", help="As JSON."),
 ) -> None:
     """Everything that a patch file says of itself."""
-    from gnomon.models.patch import Patch
-
-    patch = Patch.load(file)
+    patch = _load(file)
+    if json and isinstance(patch, Memory):
+        print_json({**_about(patch), **patch.as_options(), "report": dict(patch.report)})
+        return
     if json:
         print_json({**_about(patch), "metadata": dict(patch.metadata), "report": dict(patch.report)})
         return
@@ -182,7 +203,7 @@ def evaluate_patch(
         None, "--fact", "-f", metavar='"PROMPT -> TARGET"', help="A fact; repeatable."
     ),
     patch: Path | None = typer.Option(
-        None, "--patch", "-p", metavar="FILE", help="The patch; default: the unedited model."
+        None, "--patch", "-p", metavar="FILE", help="A patch or a memory; default: the unedited model."
     ),
     protocol: list[str] | None = typer.Option(None, "--protocol", help="wild (default), length, teacher, probability."),
     compare: str | None = typer.Option(
@@ -200,7 +221,6 @@ def evaluate_patch(
     from gnomon.edit.api import as_facts
     from gnomon.edit.compare import compare_methods
     from gnomon.loading import load
-    from gnomon.models.patch import Patch
 
     wanted = as_facts(_facts(fact, facts))[:limit]
     protocols = tuple(protocol or ("wild",))
@@ -208,7 +228,7 @@ def evaluate_patch(
         if compare:
             result = compare_methods(opened, wanted, compare.split(","), protocols)
         else:
-            result = evaluate(opened, Patch.load(patch) if patch else None, wanted, protocols)
+            result = evaluate(opened, _load(patch) if patch else None, wanted, protocols)
     if output is not None:
         from gnomon.models.cache import atomic_write
 
@@ -219,6 +239,13 @@ def evaluate_patch(
         print_json({"rows": [dict(row) for row in result.rows]})
     else:
         print_table([column.upper() for column in result.columns], result.cells())
+
+
+def _load(file: Path) -> Any:
+    """A patch or a memory, by its name."""
+    from gnomon.models.patch import Patch
+
+    return Memory.load(file) if file.name.endswith(MEMORY) else Patch.load(file)
 
 
 def _facts(given: list[str] | None, file: Path | None) -> list[Any]:
@@ -246,6 +273,8 @@ def _hyper(given: list[str] | None) -> dict[str, Any]:
 
 
 def _about(patch: Any) -> dict[str, Any]:
+    if isinstance(patch, Memory):
+        return {"identity": patch.identity, "method": patch.method, "bytes": patch.bytes}
     return {
         "identity": patch.identity,
         "base": patch.base,
@@ -265,12 +294,19 @@ def _print_report(patch: Any, saved: Path | None) -> None:
     for told in patch.report.get("facts", ()):
         mark = {True: "holds", False: "DOES NOT HOLD"}.get(told.get("holds"), "")
         print(f"{told['prompt']} -> {told['target']}   {mark}")
-        print(f"  subject  {told['subject']}")
+        if "subject" in told:
+            print(f"  subject  {told['subject']}")
         for key, label in (("before", "before"), ("after", "after")):
             if key in told:
                 print(f"  {label:8} {_one_line(told[key])}")
             if f"chat_{key}" in told:
                 print(f"  {'':8} in a chat: {_one_line(told[f'chat_{key}'])}")
+    if isinstance(patch, Memory):
+        print(f"method   {patch.method}; looked up by {patch.embedder}")
+        print(f"memory   {patch.identity[:12]}, {patch.bytes / 1000:.1f} kB")
+        if saved is not None:
+            print(f"written  {saved}; use it with --remember @{saved}")
+        return
     about = patch.metadata
     used = "; ".join(f"layer {k}: {v['corpus']}, {v['tokens']} tokens" for k, v in about.get("moments", {}).items())
     print(f"method   {about.get('method')}, {', '.join(sorted(patch.deltas))}")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from gnomon.capability import Capability
 
 if TYPE_CHECKING:
-    from gnomon.edit.api import edit
+    from gnomon.edit.api import edit, remember
     from gnomon.edit.evaluation import evaluate
     from gnomon.edit.facts import Fact, Probe
+    from gnomon.edit.memory import Memory
     from gnomon.edit.table import Table
 
-__all__ = ["EDIT", "Fact", "Probe", "Table", "edit", "evaluate"]
+__all__ = ["EDIT", "REMEMBER", "Fact", "Memory", "Probe", "Table", "edit", "evaluate", "remember"]
 
 EDIT = Capability(
     name="edit",
@@ -27,8 +28,17 @@ EDIT = Capability(
     routes="gnomon.serve.edit:router",
 )
 
+REMEMBER = Capability(
+    name="remember",
+    help="Facts kept beside the model: looked up and put before each question.",
+    options="gnomon.edit.remembering:RememberOptions",
+    prompt_stage="gnomon.edit.remembering:build",
+)
+
 _HOMES = {
+    "Memory": "gnomon.edit.memory",
     "edit": "gnomon.edit.api",
+    "remember": "gnomon.edit.api",
     "evaluate": "gnomon.edit.evaluation",
     "Fact": "gnomon.edit.facts",
     "Probe": "gnomon.edit.facts",

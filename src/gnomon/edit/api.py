@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gnomon.edit.editor import Editor
 from gnomon.edit.evaluation import say
 from gnomon.edit.facts import Fact, check_batch, parse_fact
+from gnomon.edit.memory import Memory
 from gnomon.edit.moments import SELF, TOKENS
 from gnomon.edit.registry import MethodOptions
 from gnomon.edit.registry import method as named_method
@@ -71,6 +73,35 @@ def edit(
         for told, fact, texts in zip(facts_report, wanted, say(model, patch, wanted), strict=True):
             told |= texts | {"holds": _holds(texts, fact)}
     return patch.with_report(facts=facts_report, seconds=round(seconds, 3))
+
+
+def remember(
+    model: Model,
+    facts: FactLike | Iterable[FactLike],
+    *,
+    method: str = "ike",
+    embedder: str | None = None,
+    report: bool = True,
+    **options: Any,
+) -> Memory:
+    """Facts kept beside a model instead of in its weights, as a value that `evaluate` and `generate` take.
+
+    method: `gnomon edit methods` lists them. embedder: the model that looks facts up (default: the zoo's small
+    sentence encoder; "self": the model itself). report: also generate before and after. options: the method's own.
+    Use it: `model.generate(prompt, remember=memory.as_options())`, or save it and say `--remember @FILE`.
+    """
+    from gnomon.edit.remembering import EMBEDDER, method_of_memory
+
+    method_of_memory(method).parse(options)
+    wanted = as_facts(facts)
+    check_batch(wanted)
+    memory = Memory(tuple(wanted), method, options, embedder or EMBEDDER)
+    if not report:
+        return memory
+    told = [fact.as_dict() for fact in wanted]
+    for one, fact, texts in zip(told, wanted, say(model, memory, wanted), strict=True):
+        one |= texts | {"holds": _holds(texts, fact)}
+    return replace(memory, report={"facts": told})
 
 
 def as_facts(facts: FactLike | Iterable[FactLike], *, subject: str | None = None) -> list[Fact]:

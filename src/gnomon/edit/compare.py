@@ -1,4 +1,4 @@
-"""Compare: the same facts edited by several methods, one edit at a time, judged by the same protocols."""
+"""Compare: the same facts edited, or remembered, by several methods, one at a time, judged by the same protocols."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gnomon.edit.api import edit
+from gnomon.edit.api import edit, remember
 from gnomon.edit.evaluation import evaluate, means
 from gnomon.edit.facts import Fact
+from gnomon.edit.patched import Change
+from gnomon.edit.remembering import memory_methods
 from gnomon.edit.table import Table, table
 from gnomon.errors import EditError
 from gnomon.progress import progress
@@ -32,7 +34,7 @@ def compare_methods(
             for name in names:
                 started = time.perf_counter()
                 try:
-                    patch = edit(model, fact, method=name, report=False)
+                    patch = change(model, fact, name)
                 except EditError as error:
                     details.append({"method": name, "fact": fact.prompt, "failed": str(error)})
                     for protocol in protocols:
@@ -51,6 +53,13 @@ def compare_methods(
         for (name, protocol), found in gathered.items()
     ]
     return table(rows, details)
+
+
+def change(model: Model, fact: Fact, name: str) -> Change:
+    """The fact edited or remembered, whichever the method does."""
+    if name in memory_methods():
+        return remember(model, fact, method=name, report=False)
+    return edit(model, fact, method=name, report=False)
 
 
 def _median(values: Sequence[float]) -> float:

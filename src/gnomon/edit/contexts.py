@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gnomon.edit.facts import continued
 from gnomon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ PREFIXES = (
     "There were three of them.",
 )
 """What may stand before a prompt; fixed, so that the same edit gives the same bits everywhere."""
+FRAMES = (
+    "{} is linked to",
+    "{}:",
+    "Whoever has heard of {} thinks of",
+    "About {} one word says it all:",
+    "{}, together with",
+    "There is no {} without",
+    "{} has a lot to do with",
+    "The first thing that I associate with {} is",
+)
+"""Loose sentences about a subject; they ask nothing in particular, so that what is found holds in other words too."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +89,26 @@ def locate(tokenizer: Tokenizer, text: str, span: tuple[int, int], *, bos: bool 
 
 
 class Contexts:
-    """Makes contexts for one model. prefixes: how many are put before the prompt; chat: also the chat template."""
+    """Makes contexts for one model.
 
-    def __init__(self, model: Model, prefixes: int, *, chat: bool) -> None:
+    prefixes: how many are put before the prompt. frames: how many loose sentences about the subject stand beside it.
+    chat: also the chat template.
+    """
+
+    def __init__(self, model: Model, prefixes: int, *, chat: bool, frames: int = 0) -> None:
         self.model = model
+        self.frames = FRAMES[:frames]
         self.prefixes = tuple(prefix + " " for prefix in PREFIXES[:prefixes])
         self.chat = chat and model.can_chat
 
     def of(self, fact: Fact) -> list[Context]:
-        """The bare prompt first, then one per prefix, then the chat forms."""
+        """The bare prompt first, then one per prefix, then the chat forms, then the frames."""
         span = fact.subject_span()
         found = [self._raw("", fact, span)]
         found += [self._raw(prefix, fact, span) for prefix in self.prefixes]
         if self.chat:
             found += self._chats(fact, span)
+        found += [self._frame(frame, fact) for frame in self.frames]
         return found
 
     def essence(self, fact: Fact) -> Context:
@@ -102,6 +120,11 @@ class Contexts:
     def _raw(self, prefix: str, fact: Fact, span: tuple[int, int]) -> Context:
         before = prefix + fact.prompt
         return self._context(before + fact.continuation, len(before), (len(prefix) + span[0], len(prefix) + span[1]))
+
+    def _frame(self, frame: str, fact: Fact) -> Context:
+        subject = fact.subject or ""
+        before, start = frame.replace("{}", subject), frame.index("{}")
+        return self._context(before + continued(before, fact.target), len(before), (start, start + len(subject)))
 
     def _chats(self, fact: Fact, span: tuple[int, int]) -> list[Context]:
         """The prompt as a user's message, and an answer that takes it up (edited where it repeats)."""

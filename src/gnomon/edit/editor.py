@@ -86,8 +86,8 @@ class Editor:
             self._factors[key] = Factor.of(self.moment(layer).mean_MM, ridge)
         return self._factors[key]
 
-    def contexts(self, prefixes: int, *, chat: bool) -> Contexts:
-        return Contexts(self.model, prefixes, chat=chat)
+    def contexts(self, prefixes: int, *, chat: bool, frames: int = 0) -> Contexts:
+        return Contexts(self.model, prefixes, chat=chat, frames=frames)
 
     def low_rank(self, layer: int, factors: Factors) -> LowRank:
         """Factors of a [C, M] change as the delta of the layer's tensor, whichever way round the module stores it."""

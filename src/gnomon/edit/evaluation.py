@@ -13,13 +13,12 @@ import torch
 
 from gnomon.edit import protocols as judge
 from gnomon.edit.facts import Fact
-from gnomon.edit.patched import texts, wearing
+from gnomon.edit.patched import Change, texts, wearing
 from gnomon.edit.table import Table, table
 from gnomon.errors import UsageError
 
 if TYPE_CHECKING:
     from gnomon.model import Model
-    from gnomon.models.patch import Patch
 
 RAW_TOKENS = 16
 """Free generation after a raw prompt; its first sentence is judged."""
@@ -27,10 +26,10 @@ CHAT_TOKENS = 32
 METRICS = ("reliability", "generalization", "locality", "portability")
 
 
-def say(model: Model, patch: Patch, facts: Sequence[Fact]) -> list[dict[str, str]]:
+def say(model: Model, patch: Change, facts: Sequence[Fact]) -> list[dict[str, str]]:
     """What the model says to each fact's prompt before and after, as running text and as an answer in a chat."""
     prompts: list[Any] = [fact.prompt for fact in facts]
-    chats: list[Any] = [model.render(fact.prompt) for fact in facts] if model.can_chat else []
+    chats: list[Any] = [as_chat(fact.prompt) for fact in facts] if model.can_chat else []
 
     def both(one: Model) -> tuple[list[str], list[str]]:
         return texts(one, prompts, RAW_TOKENS), texts(one, chats, CHAT_TOKENS)
@@ -47,7 +46,12 @@ def say(model: Model, patch: Patch, facts: Sequence[Fact]) -> list[dict[str, str
     return result
 
 
-def evaluate(model: Model, patch: Patch | None, facts: Iterable[Fact], protocols: Sequence[str] = ("wild",)) -> Table:
+def as_chat(text: str) -> list[dict[str, str]]:
+    """The text as one user's message."""
+    return [{"role": "user", "content": text}]
+
+
+def evaluate(model: Model, patch: Change | None, facts: Iterable[Fact], protocols: Sequence[str] = ("wild",)) -> Table:
     """One row per protocol: shares of facts for which each criterion holds, with 95 % intervals in the details.
 
     patch None evaluates the unedited model. details: every prompt with both texts and the verdict.
@@ -95,7 +99,7 @@ def looks(model: Model, fact: Fact) -> list[Look]:
         found.append(Look("locality", prompt, prompt, (right,) if right else (), fact=fact, avoid=fact.target))
     found += [Look("portability", p.prompt, p.prompt, p.answers, fact=fact) for p in fact.probes()]
     if model.can_chat:
-        found.append(Look("chat", model.render(fact.prompt), fact.prompt, new, fact=fact, avoid=fact.old))
+        found.append(Look("chat", as_chat(fact.prompt), fact.prompt, new, fact=fact, avoid=fact.old))
     return found
 
 
@@ -168,7 +172,7 @@ def _forced(model: Model, look: Look) -> dict[str, Any] | None:
 
 
 def _along(model: Model, look: Look, text: str) -> tuple[float, list[int], list[int]]:
-    prompt = model.encode(look.prompt)
+    prompt = model.admit(look.prompt, {}).ids
     wanted = _answer_ids(model, look, text)
     rows = model.logits(prompt + wanted)[len(prompt) - 1 : -1]
     logp = torch.log_softmax(rows, -1).gather(1, torch.tensor(wanted)[:, None]).mean()

@@ -63,9 +63,7 @@ class Fact:
     @property
     def continuation(self) -> str:
         """The target as it follows the prompt: after a space, unless one is there or the script has none."""
-        if self.target[0].isspace() or self.prompt[-1].isspace() or _spaceless(self.target[0]):
-            return self.target
-        return " " + self.target
+        return continued(self.prompt, self.target)
 
     def subject_span(self) -> tuple[int, int]:
         """Where the subject stands in the prompt, as characters. Raises UsageError: absent, or there more than once."""
@@ -109,6 +107,13 @@ class Fact:
             "portability": [{"prompt": p.prompt, "answers": list(p.answers), "group": p.group} for p in self.probes()],
         }
         return {key: value for key, value in plain.items() if value}
+
+
+def continued(prompt: str, target: str) -> str:
+    """The target as it follows a prompt."""
+    if target[0].isspace() or prompt[-1].isspace() or _spaceless(target[0]):
+        return target
+    return " " + target
 
 
 def parse_fact(text: str) -> Fact:

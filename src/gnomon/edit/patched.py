@@ -1,11 +1,12 @@
-"""The model as it is under a patch, for reports and evaluation."""
+"""The model as it is under a change (a patch, or a memory beside it), for reports and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gnomon.edit.memory import Memory
 from gnomon.errors import UnsupportedModel, UsageError
 from gnomon.models.patch import Patch
 
@@ -13,11 +14,23 @@ if TYPE_CHECKING:
     from gnomon.model import Model
 
 
+Change = Patch | Memory
+"""What an edit comes to: a change of weights, or something that is remembered."""
+
+
 @contextmanager
-def wearing(model: Model, patch: Patch | None) -> Iterator[Model]:
-    """The model with the patch: beside its weights where it is low-rank, else in them until the block ends."""
+def wearing(model: Model, patch: Change | None) -> Iterator[Model]:
+    """The model with the patch: beside its weights where it is low-rank, else in them until the block ends.
+
+    A memory is put before every question.
+    """
     if patch is None:
         yield model
+        return
+    if isinstance(patch, Memory):
+        with model.with_patches([]) as reminded:
+            reminded.defaults = {**model.defaults, "remember": patch.as_options()}
+            yield reminded
         return
     if patch.is_low_rank:
         with model.with_patches([patch]) as edited:
@@ -48,8 +61,8 @@ def wearing(model: Model, patch: Patch | None) -> Iterator[Model]:
             model.worker.weights_changed(model.fingerprint)
 
 
-def texts(model: Model, prompts: Sequence[str | list[int]], tokens: int) -> list[str]:
-    """Greedy continuations of all prompts in one batch; token ids are a rendered chat."""
+def texts(model: Model, prompts: Sequence[Any], tokens: int) -> list[str]:
+    """Greedy continuations of all prompts in one batch; a list of messages is answered as a chat."""
     options = {"temperature": 0.0, "max_tokens": tokens}
     handles = [model.submit(prompt, options, chat=not isinstance(prompt, str)) for prompt in prompts]
     return [handle.collect()[0].text for handle in handles]

@@ -40,6 +40,7 @@ class SearchOptions(MethodOptions):
     """The search for a value vector (see values.py)."""
 
     prefixes: Annotated[int, Field(ge=0, le=16, description="Prefixes put before the prompt.")] = 3
+    frames: Annotated[int, Field(ge=0, le=8, description="Loose sentences about the subject seen as well.")] = 0
     chat: Annotated[bool, Field(description="See the fact through the chat template as well.")] = True
     steps: Annotated[int, Field(gt=0, description="Most gradient steps.")] = 15
     rate: Annotated[float, Field(gt=0, description="Learning rate of the search (Adam).")] = 0.5

@@ -24,7 +24,7 @@ def find_value(
     editor: Editor, fact: Fact, layer: int, options: SearchOptions, *, at_layer: bool = False, early: bool = False
 ) -> Found:
     """Key and value of one fact. at_layer: the value is the layer's output, not its MLP's. early: stop when said."""
-    maker = editor.contexts(options.prefixes, chat=options.chat)
+    maker = editor.contexts(options.prefixes, chat=options.chat, frames=options.frames)
     contexts = maker.of(fact)
     essence = maker.essence(fact) if options.kl else None
     captured = capture(editor.passes, layer, contexts, essence)

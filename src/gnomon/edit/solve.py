@@ -63,6 +63,28 @@ def rank_one(factor: Factor, key_M: Tensor, residual_C: Tensor, read_key_M: Tens
     return finite(residual_C.double() / along, "the update")[:, None], direction[None]
 
 
+def detector(
+    factor: Factor, keys_MB: Tensor, damping: float, avoided_MN: Tensor | None = None, avoid: float = 0.0
+) -> Tensor:
+    """The direction u that answers 1 at every key of a subject and least elsewhere -> [M].
+
+    min u^T C' u + damping-softened K^T u = 1, hence u = C'^-1 K (K^T C'^-1 K + damping I)^-1 1: EMMET's equality
+    (2403.14236) over one fact's contexts. C' = C + avoid/N * sum n n^T counts keys that must stay as they are (those of
+    other subjects in the same sentence) as ordinary text; its inverse by Woodbury. One key and no damping is ROME's u.
+    """
+    keys = keys_MB.double()
+    solved = factor.solve(keys)
+    if avoided_MN is not None and avoid > 0:
+        others = avoided_MN.double()
+        turned = factor.solve(others)
+        size = others.shape[1]
+        inner = others.T @ turned + (size / avoid) * torch.eye(size, dtype=torch.float64)
+        solved = solved - turned @ torch.linalg.solve(inner, turned.T @ keys)
+    gram = keys.T @ solved + damping * torch.eye(keys.shape[1], dtype=torch.float64)
+    ones = torch.ones(keys.shape[1], 1, dtype=torch.float64)
+    return finite(solved @ torch.linalg.solve(gram, ones), "the solve")[:, 0]
+
+
 def least_squares(factor: Factor, keys_MU: Tensor, residual_CU: Tensor, weight: float) -> Factors:
     """MEMIT (2210.07229, eq. 14): delta = R K^T (weight C + K K^T)^-1, in Woodbury's form (U x U)."""
     keys = keys_MU.double()

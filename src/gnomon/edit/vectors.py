@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gnomon.edit.facts import Fact
     from gnomon.edit.registry import SearchOptions
 
-VERSION = 1
-SEARCH = ("prefixes", "chat", "steps", "rate", "relative", "clamp", "kl", "decay", "stop")
+VERSION = 2
+SEARCH = ("prefixes", "frames", "chat", "steps", "rate", "relative", "clamp", "kl", "decay", "stop")
 
 
 def remembered(

@@ -147,7 +147,7 @@ def targets(
     Raises EditError naming the fact whose search failed; nothing is distributed then.
     """
     at_layer = not editor.anatomy.post_norm
-    maker = editor.contexts(options.prefixes, chat=options.chat)
+    maker = editor.contexts(options.prefixes, chat=options.chat, frames=options.frames)
     wanted, notes = [], []
     with progress("facts", len(facts)) as bar:
         for fact in facts:

@@ -1,7 +1,9 @@
 """ROME: rank-one model editing (arXiv 2202.05262), with R-ROME's consistent keys (2403.07175).
 
-One layer. For each fact: a key k (the MLP's inner activations at the subject's last token, averaged over contexts), a
-value (searched by gradient), and the rank-one change that maps k to it and disturbs ordinary text least (eq. 2).
+One layer. For each fact: keys k (the MLP's inner activations at the subject's last token, one per context), a value
+(searched by gradient), and the rank-one change that maps k to it and disturbs ordinary text least (eq. 2). Two things
+are more than the paper's: every context's key is met, not only their mean (`several_keys`), and the keys of other
+subjects in the same sentence are kept as they are (`contrast`).
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from gnomon.edit.contrast import contrast_keys
 from gnomon.edit.editor import Editor
 from gnomon.edit.facts import Fact
 from gnomon.edit.registry import Change, SearchOptions, edit_method
 from gnomon.edit.search import Found, find_value
-from gnomon.edit.solve import Factors, rank_one
+from gnomon.edit.solve import Factor, Factors, detector, rank_one
 
 
 class RomeOptions(SearchOptions):
@@ -26,6 +30,11 @@ class RomeOptions(SearchOptions):
     consistent_keys: Annotated[bool, Field(description="R-ROME: one averaged key throughout; false: as in ROME.")] = (
         True
     )
+    several_keys: Annotated[bool, Field(description="Meet every context's key, not only their mean.")] = True
+    damping: Annotated[float, Field(ge=0, description="Softens meeting several keys.")] = 15.0
+    contrast: Annotated[
+        float, Field(ge=0, description="How much other subjects in the same sentence count as ordinary text.")
+    ] = 1.0
 
 
 @edit_method("rome", RomeOptions, paper="2202.05262, 2403.07175")
@@ -38,11 +47,21 @@ def rome(editor: Editor, facts: Sequence[Fact], options: RomeOptions) -> Change:
     for fact in facts:
         with editor.wearing(pending):
             found = find_value(editor, fact, layer, options)
-        bare = None if options.consistent_keys else found.keys_BM[0]
-        change = rank_one(factor, found.keys_BM.mean(0), options.strength * found.value.delta_C, bare)
+            avoided_MN = contrast_keys(editor, fact, layer) if options.contrast else None
+        change = update(factor, found, options, avoided_MN)
         notes.append(note(editor, layer, found, change))
         pending[layer] = _stacked(pending.get(layer), change)
     return Change({editor.tensor(layer): editor.low_rank(layer, pending[layer])}, notes)
+
+
+def update(factor: Factor, found: Found, options: RomeOptions, avoided_MN: Tensor | None) -> Factors:
+    """One fact's change from its keys and its value."""
+    residual_C = options.strength * found.value.delta_C
+    if not options.several_keys or not options.consistent_keys:
+        bare = None if options.consistent_keys else found.keys_BM[0]
+        return rank_one(factor, found.keys_BM.mean(0), residual_C, bare)
+    direction = detector(factor, found.keys_BM.T, options.damping, avoided_MN, options.contrast)
+    return residual_C.double()[:, None], direction[None]
 
 
 def note(editor: Editor, layer: int, found: Found, change: Factors) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Ways of remembering, one file each; see remembering.py."""
