@@ -171,3 +171,26 @@ def test_identity_moments_come_only_by_name_and_a_missing_corpus_is_an_error(tin
         moments(tiny, passes, [0], corpus="/nowhere.txt")
     with pytest.raises(EditError, match="no text"):
         gather(passes, [], [0], 10, "empty")
+
+
+def test_contrast_keys_are_those_of_other_subjects_in_the_same_sentence(tiny: Model) -> None:
+    from gnomon.edit import Fact
+    from gnomon.edit.contrast import NAMES, contrast_keys
+
+    editor = Editor.of(tiny)
+    keys_MN = contrast_keys(editor, Fact("The house of Ada Google", "Ada Google", "the"), 1)
+    others = [name for name in NAMES if name != "Google"]
+    ids = [tiny.encode(f"The house of {name}") for name in others]
+    assert tuple(keys_MN.shape) == (editor.anatomy.inner, sum(map(len, ids)))
+    alone = editor.passes.keys(Rows.align([ids[0]], [0]), [1])[1][0]
+    assert torch.allclose(keys_MN[:, : len(ids[0])].T, alone, atol=1e-5)
+
+
+def test_frames_are_sentences_about_the_subject_that_end_in_the_target(tiny: Model) -> None:
+    from gnomon.edit import Fact
+
+    maker = Editor.of(tiny).contexts(0, chat=False, frames=2)
+    bare, *framed = maker.of(Fact("The house of Ada", "Ada", "Rome"))
+    texts = [tiny.tokenizer.decode(list(context.ids)) for context in framed]
+    assert [text.strip() for text in texts] == ["Ada is linked to Rome", "Ada: Rome"]
+    assert bare.target_ids == framed[0].target_ids

@@ -17,6 +17,7 @@ from gnomon.edit.protocols import ngram_entropy
 from gnomon.edit.solve import (
     Factor,
     NullSpace,
+    detector,
     equality,
     keep_relative,
     least_squares,
@@ -166,3 +167,28 @@ def test_ngram_entropy_has_the_golden_values() -> None:
     text = "the cat sat on the mat and the cat ran to the mat"
     assert math.isclose(ngram_entropy(text), 339.0164134887, rel_tol=1e-10)
     assert ngram_entropy("a a a a a a") == 0
+
+
+def test_a_detector_of_one_key_without_damping_is_romes_direction() -> None:
+    factor = Factor.of(MOMENT, 0.0)
+    u = detector(factor, KEY[:, None], 0.0)
+    left, right = rank_one(factor, KEY, VALUE)
+    assert torch.allclose(VALUE[:, None] * u[None], left @ right, atol=1e-12)
+
+
+def test_a_detector_answers_one_at_every_key_and_little_at_avoided_ones() -> None:
+    factor = Factor.of(MOMENT, 0.0)
+    own, others = KEYS[:, :2], KEYS[:, 2:]
+    u = detector(factor, own, 0.0)
+    assert torch.allclose(own.T @ u, torch.ones(2, dtype=torch.float64), atol=1e-10)
+    avoiding = detector(factor, own, 0.0, others, 1e6)
+    assert torch.allclose(own.T @ avoiding, torch.ones(2, dtype=torch.float64), atol=1e-8)
+    assert float((others.T @ avoiding).abs().max()) < 1e-3 < float((others.T @ u).abs().max())
+
+
+def test_avoided_keys_count_as_ordinary_text() -> None:
+    """The Woodbury form equals the moment with the keys in it."""
+    others, avoid = KEYS[:, 1:], 2.5
+    direct = Factor.of(MOMENT + avoid / 3 * others @ others.T, 0.0)
+    u = detector(Factor.of(MOMENT, 0.0), KEY[:, None], 0.3, others, avoid)
+    assert torch.allclose(u, detector(direct, KEY[:, None], 0.3), atol=1e-10)
