@@ -91,6 +91,10 @@ def summarise(label: str, records: list[dict[str, Any]]) -> None:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
 
 
+def tell(record: dict[str, Any]) -> None:
+    print(record["facts"][0], record["perplexity"], record["kept"], record.get("failed", ""), flush=True)
+
+
 def sequence(model: Any, methods: list[str], facts: list[Fact], hyper: dict[str, Any]) -> None:
     """Edits one after another: perplexity with and without the guard."""
     from gnomon.edit.guard import Guard, edit_sequence, perplexity
@@ -99,7 +103,7 @@ def sequence(model: Any, methods: list[str], facts: list[Fact], hyper: dict[str,
     for method in methods:
         for guarded in (False, True) if method == "rome" else (False,):
             guard = Guard() if guarded else Guard(most=1e9)
-            result = edit_sequence(model, facts, method=method, guard=guard, **hyper)
+            result = edit_sequence(model, facts, method=method, guard=guard, told=tell, **hyper)
             judged = evaluate(model, result.patch, facts).rows[0] if result.patch is not None else {}
             row = {
                 "method": method,

@@ -8,7 +8,7 @@ what was kept, with a record per edit. Knows methods by name only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,13 @@ def edit_sequence(
     method: str = "rome",
     guard: Guard | None = None,
     batch: int = 1,
+    told: Callable[[dict[str, Any]], None] | None = None,
     **hyper: Any,
 ) -> Edited:
     """Edit fact after fact (or batch after batch), each on the model as the ones before left it.
 
     An edit after which perplexity exceeds the guard's limit, or that fails, is taken back and the sequence goes on.
+    told: called with each record as it comes.
     """
     watch = guard or Guard()
     limit = watch.most * perplexity(model, watch.texts)
@@ -96,9 +98,11 @@ def edit_sequence(
                 record["perplexity"] = perplexity(edited, watch.texts)
         except EditError as error:
             record["failed"] = str(error)
-            continue
-        if record["perplexity"] <= limit:
-            record["kept"], done.patch = True, total
+        else:
+            if record["perplexity"] <= limit:
+                record["kept"], done.patch = True, total
+        if told is not None:
+            told(record)
     return done
 
 
