@@ -241,6 +241,91 @@ def evaluate_patch(
         print_table([column.upper() for column in result.columns], result.cells())
 
 
+@app.command("trace")
+def trace_fact(
+    model: str = MODEL,
+    prompt: str = typer.Argument(..., metavar="PROMPT", help="Text whose continuation is the fact."),
+    subject: str | None = typer.Option(None, "--subject", help="What it is about; default: found in the prompt."),
+    answer: str | None = typer.Option(None, "--answer", help="Whose first token is followed; default: the model's."),
+    samples: int = typer.Option(4, "--samples", min=1, help="Noise samples."),
+    noise: float = typer.Option(3.0, "--noise", min=0.0, help="Noise, in standard deviations of the embeddings."),
+    window: int = typer.Option(6, "--window", min=1, help="Layers restored or blinded at once."),
+    seed: int = typer.Option(0, "--seed", help="Seed of the noise."),
+    output: Path | None = typer.Option(None, "--output", "-o", metavar="FILE", help="The picture, an HTML page."),
+    threads: int | None = typer.Option(None, "--threads", help="CPU threads."),
+    json: bool = typer.Option(False, "--json", help="The numbers as JSON."),
+) -> None:
+    """Where a fact is recalled: causal tracing and attention knockout. (Not a way to choose the layer to edit.)"""
+    from gnomon.edit.editor import Editor
+    from gnomon.edit.subject import find_subject
+    from gnomon.edit.trace import trace
+    from gnomon.edit.trace_page import page
+    from gnomon.loading import load
+
+    with load(model, threads=threads, ledger=False) as opened:
+        about = subject or find_subject(opened, prompt)
+        found = trace(
+            Editor.of(opened), prompt, about, answer=answer, samples=samples, noise=noise, window=window, seed=seed
+        )
+    if output is not None:
+        from gnomon.models.cache import atomic_write
+
+        with atomic_write(output) as out:
+            out.write(page(found).encode())
+    if json:
+        print_json(found.as_dict())
+        return
+    print(f"{found.prompt}{found.answer}   (subject: {about})")
+    print(f"probability {found.clean:.3f}; with noise on the subject {found.corrupted:.3f}")
+    rows = []
+    for kind, grid in found.effects.items():
+        best, layer, token = max((v, n, t) for n, row in enumerate(grid) for t, v in enumerate(row))
+        at_subject = max((row[found.subject[-1]], n) for n, row in enumerate(grid))
+        rows.append(
+            (
+                kind,
+                f"{best:.3f} at layer {layer}, `{found.tokens[token]}`",
+                f"{at_subject[0]:.3f} at layer {at_subject[1]}",
+            )
+        )
+    print_table(("RESTORED", "BEST", "AT THE SUBJECT'S LAST TOKEN"), rows)
+    if output is not None:
+        print(f"written  {output}")
+
+
+@app.command("merge")
+def merge_edits(
+    patches: list[Path] = typer.Argument(..., metavar="FILE...", help="Two or more edits of one model, or memories."),
+    output: Path = typer.Option(..., "--output", "-o", metavar="FILE", help="Where the result goes."),
+    latest: bool = typer.Option(False, "--latest", help="Of edits that contradict each other, keep the last file's."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Several edits as one; edits that contradict each other are refused by name."""
+    from gnomon.edit.joined import join_edits
+
+    merged = join_edits([_load(file) for file in patches], latest=latest)
+    saved = merged.save(output)
+    if json:
+        print_json({**_about(merged), "file": str(saved)})
+    else:
+        print(f"written  {saved}: {_facts_line(merged)}")
+
+
+@app.command("revert")
+def revert_edit(
+    model: Path = typer.Argument(..., help="A model directory that an edit was written into."),
+    json: bool = typer.Option(False, "--json", help="As JSON."),
+) -> None:
+    """Take the last written edit out of a model directory: every bit as before."""
+    from gnomon.models.patch.written import revert_directory
+
+    restored = revert_directory(model)
+    if json:
+        print_json({"model": str(model), "identity": restored})
+    else:
+        print(f"{model} is {restored[:16]} again")
+
+
 def _load(file: Path) -> Any:
     """A patch or a memory, by its name."""
     from gnomon.models.patch import Patch
@@ -285,7 +370,7 @@ def _about(patch: Any) -> dict[str, Any]:
 
 
 def _facts_line(patch: Any) -> str:
-    facts = patch.metadata.get("facts", [])
+    facts = [fact.as_dict() for fact in patch.facts] if isinstance(patch, Memory) else patch.metadata.get("facts", [])
     first = f"{facts[0]['prompt']} -> {facts[0]['target']}" if facts else ""
     return first + (f" and {len(facts) - 1} more" if len(facts) > 1 else "")
 

@@ -100,6 +100,12 @@ class Editor:
         return self.anatomy.downs[layer].tensor
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside the block nobody else runs through the module."""
+        with self._busy, self.passes.lock:
+            yield
+
+    @contextmanager
     def standing_on(self, patches: Sequence[Patch]) -> Iterator[None]:
         """Inside the block the module is the model with these patches; one edit at a time."""
         layer_of = {self.tensor(layer): layer for layer in range(len(self.anatomy.layers))}

@@ -76,7 +76,7 @@ class Passes:
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         named = inspect.signature(type(anatomy.base).forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"
 
@@ -95,7 +95,7 @@ class Passes:
             return hook
 
         with (
-            self._lock,
+            self.lock,
             _hooks([self.anatomy.downs[layer].module.register_forward_pre_hook(keep(layer)) for layer in layers]),
             suppress(_Reached),
         ):
@@ -120,7 +120,7 @@ class Passes:
             self.anatomy.downs[layer].module.register_forward_pre_hook(key),
             site.register_forward_hook(leave),
         ]
-        with self._lock, _hooks(handles), suppress(_Reached):
+        with self.lock, _hooks(handles), suppress(_Reached):
             self._base(rows.ids_BT, rows.mask_BT, rows.positions_BT)
         return found["key"], found["output"]
 
@@ -145,7 +145,7 @@ class Passes:
         block = self.anatomy.layers[layer]
         cache = DynamicCache()
         with (
-            self._lock,
+            self.lock,
             _hooks(
                 [
                     block.register_forward_pre_hook(entering, with_kwargs=True),
@@ -181,7 +181,7 @@ class Passes:
         site = block if at_layer else self.anatomy.downs[layer].module
         cache = _past_cache(captured.pasts)
         with (
-            self._lock,
+            self.lock,
             _skipped(self.anatomy.layers[:layer]),
             _hooks(
                 [
