@@ -33,7 +33,7 @@ from gnomon.edit.protocols import harmonic
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PROTOCOLS = ("wild", "probability", "teacher", "length")
+PROTOCOLS = ("wild", "probability", "teacher")
 HELD_OUT = 1000
 
 
@@ -64,12 +64,19 @@ def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper:
                         "cpu_seconds": round(time.process_time() - cpu, 2),
                         "bytes": patch.bytes,
                         "notes": dict(patch.report["facts"][0]),
-                        "rows": [dict(row) for row in evaluate(model, patch, [fact], PROTOCOLS)],
+                        **judged(model, patch, fact),
                     }
                 out.write(json.dumps(record) + "\n")
                 out.flush()
                 known.append(record)
     summarise(model.name + label, known)
+
+
+def judged(model: Any, patch: Any, fact: Fact) -> dict[str, Any]:
+    """The verdicts of all protocols, and what was said."""
+    found = evaluate(model, patch, [fact], PROTOCOLS)
+    said = {d["metric"]: d["after"] for d in found.details if d["protocol"] == "wild"}
+    return {"rows": [dict(row) for row in found], "says": said}
 
 
 def summarise(label: str, records: list[dict[str, Any]]) -> None:
@@ -231,6 +238,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", default="rome")
     parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="first row of CounterFact")
     parser.add_argument("--layers", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--updates", default="{}", help="sweep: lists of values of the update's options, all combined")
@@ -242,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with gnomon.load(given.model, threads=given.threads, ledger=False) as model:
         if given.what == "single":
-            single(model, methods, counterfact(0, given.facts), "", hyper)
+            single(model, methods, counterfact(given.first, given.facts), "", hyper)
         elif given.what == "sequence":
             sequence(model, methods, counterfact(0, given.facts), hyper)
         elif given.what == "time":

@@ -209,10 +209,14 @@ def evaluate_patch(
     compare: str | None = typer.Option(
         None, "--compare", metavar="A,B,...", help="Make each fact's edit by these methods."
     ),
+    measure: list[str] | None = typer.Option(
+        None, "--measure", metavar="NAME", help="Also: criteria, multi-hop, magnitude, plus, writing; repeatable."
+    ),
     limit: int | None = typer.Option(None, "--limit", "-n", min=1, help="Only the first so many facts."),
     output: Path | None = typer.Option(
         None, "--output", "-o", metavar="FILE", help="Also write every verdict, as JSON."
     ),
+    plot: Path | None = typer.Option(None, "--plot", metavar="FILE", help="--compare: a picture (SVG)."),
     threads: int | None = typer.Option(None, "--threads", help="CPU threads."),
     json: bool = typer.Option(False, "--json", help="As JSON."),
 ) -> None:
@@ -220,25 +224,45 @@ def evaluate_patch(
     from gnomon.edit import evaluate
     from gnomon.edit.api import as_facts
     from gnomon.edit.compare import compare_methods
+    from gnomon.edit.measures import measure as run_measure
     from gnomon.loading import load
 
     wanted = as_facts(_facts(fact, facts))[:limit]
     protocols = tuple(protocol or ("wild",))
+    if compare and (patch or measure):
+        raise UsageError("--compare makes its own edits: it takes neither --patch nor --measure.", param="compare")
+    if plot and not compare:
+        raise UsageError("--plot draws what --compare found.", param="plot")
+    more: dict[str, Any] = {}
     with load(model, threads=threads, ledger=False) as opened:
         if compare:
             result = compare_methods(opened, wanted, compare.split(","), protocols)
         else:
-            result = evaluate(opened, _load(patch) if patch else None, wanted, protocols)
-    if output is not None:
-        from gnomon.models.cache import atomic_write
+            given = _load(patch) if patch else None
+            result = evaluate(opened, given, wanted, protocols)
+            more = {name: run_measure(name, opened, given, wanted) for name in measure or ()}
+    if plot is not None:
+        from gnomon.edit.plot import draw
 
-        with atomic_write(output) as out:
-            rows = {"rows": list(result.rows), "details": list(result.details)}
-            out.write(jsonlib.dumps(rows, indent=1, ensure_ascii=False, default=str).encode())
+        _write(plot, draw(result))
+    if output is not None:
+        rows = {"rows": list(result.rows), "details": list(result.details)}
+        rows |= {name: list(found.rows) for name, found in more.items()}
+        _write(output, jsonlib.dumps(rows, indent=1, ensure_ascii=False, default=str))
     if json:
-        print_json({"rows": [dict(row) for row in result.rows]})
-    else:
-        print_table([column.upper() for column in result.columns], result.cells())
+        print_json({"rows": [dict(row) for row in result.rows], **{k: list(v.rows) for k, v in more.items()}})
+        return
+    print_table([column.upper() for column in result.columns], result.cells())
+    for name, found in more.items():
+        print(f"\n{name}")
+        print_table([column.upper() for column in found.columns], found.cells())
+
+
+def _write(path: Path, text: str) -> None:
+    from gnomon.models.cache import atomic_write
+
+    with atomic_write(path) as out:
+        out.write(text.encode())
 
 
 @app.command("trace")
@@ -268,10 +292,7 @@ def trace_fact(
             Editor.of(opened), prompt, about, answer=answer, samples=samples, noise=noise, window=window, seed=seed
         )
     if output is not None:
-        from gnomon.models.cache import atomic_write
-
-        with atomic_write(output) as out:
-            out.write(page(found).encode())
+        _write(output, page(found))
     if json:
         print_json(found.as_dict())
         return

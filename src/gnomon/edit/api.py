@@ -14,7 +14,8 @@ from gnomon.edit.editor import Editor
 from gnomon.edit.evaluation import say
 from gnomon.edit.facts import Fact, check_batch, parse_fact
 from gnomon.edit.memory import Memory
-from gnomon.edit.moments import SELF, TOKENS
+from gnomon.edit.moments import SELF
+from gnomon.edit.probing import probed
 from gnomon.edit.registry import MethodOptions
 from gnomon.edit.registry import method as named_method
 from gnomon.edit.subject import with_subject
@@ -36,7 +37,7 @@ def edit(
     layers: Sequence[int] | int | None = None,
     subject: str | None = None,
     moments: str | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     seed: int = 0,
     report: bool = True,
     **hyper: Any,
@@ -44,15 +45,18 @@ def edit(
     """Change what a model knows, as a patch.
 
     facts: Fact objects, "PROMPT -> TARGET" strings or mappings, one or several. layers: where (default: the model's
-    profile). subject: of the only fact, where it is not to be found automatically. moments: the text whose keys must
-    not be disturbed: "self" (default: sampled from the model), a text file, or "identity". report: also generate
-    before and after. hyper: the method's own options (`gnomon edit methods NAME`).
+    profile; a model without one is probed once). subject: of the only fact, where it is not to be found automatically.
+    moments: the text whose keys must not be disturbed: "self" (default: sampled from the model), a text file, or
+    "identity"; tokens: how many of it (default: the profile's). report: also generate before and after. hyper: the
+    method's own options (`gnomon edit methods NAME`).
     Raises UsageError for facts or options that cannot be used, EditError when no change could be found.
     """
     chosen = named_method(method)
     wanted = as_facts(facts, subject=subject)
     check_batch(wanted)
     own = Editor.of(model, corpus=moments or SELF, tokens=tokens, seed=seed)
+    if layers is None and hyper.get("layers") is None and not own.profile.measured:
+        own.profile = probed(own)
     given = {"layers": [layers] if isinstance(layers, int) else list(layers) if layers is not None else None, **hyper}
     given = {key: value for key, value in given.items() if value is not None}
     options = chosen.parse({**own.profile.defaults(method), **given})

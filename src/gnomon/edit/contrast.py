@@ -7,12 +7,15 @@ chosen per fact). In goes a fact; out come keys of one layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gnomon.edit.facts import normalised
 from gnomon.edit.passes import Rows
+from gnomon.edit.solve import Factor
 
 if TYPE_CHECKING:
     from gnomon.edit.editor import Editor
@@ -26,6 +29,29 @@ NAMES = (
     *("Windows 95", "Star Wars", "Friends", "The New York Times", "Honda Civic", "pizza", "Rolling Stone", "C++"),
 )
 """Names of all kinds, known to any model: people, places, organisations, works and products."""
+
+
+class Avoided:
+    """C + contrast * mean of k k^T over the contrast keys of a batch of facts, factorised per layer."""
+
+    def __init__(self, editor: Editor, facts: Sequence[Fact], contrast: float) -> None:
+        self.editor, self.facts, self.contrast = editor, facts, contrast
+
+    def moment(self, layer: int) -> Tensor:
+        """[M, M] float64."""
+        mean_MM = self.editor.moment(layer).mean_MM.double()
+        if not self.contrast:
+            return mean_MM
+        total, count = torch.zeros_like(mean_MM), 0
+        for fact in self.facts:
+            keys_MN = contrast_keys(self.editor, fact, layer)
+            total += (keys_MN @ keys_MN.T).double()
+            count += keys_MN.shape[1]
+        return mean_MM + self.contrast / count * total
+
+    def factor(self, layer: int, ridge: float) -> Factor:
+        """Raises EditError when it cannot be inverted."""
+        return Factor.of(self.moment(layer), ridge) if self.contrast else self.editor.factor(layer, ridge)
 
 
 def contrast_keys(editor: Editor, fact: Fact, layer: int) -> Tensor:

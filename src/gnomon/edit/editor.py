@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gnomon.edit import profiles
 from gnomon.edit.anatomy import Anatomy
 from gnomon.edit.contexts import Contexts
-from gnomon.edit.moments import SELF, TOKENS, Moment, moments
+from gnomon.edit.moments import SELF, Moment, moments
 from gnomon.edit.passes import Passes
 from gnomon.edit.solve import Factor, Factors
 from gnomon.errors import UnsupportedModel, UsageError
@@ -34,19 +34,19 @@ _LOCK = threading.Lock()
 class Editor:
     """Made by `Editor.of(model)`, which keeps one per model, so that moments and modules are made once."""
 
-    def __init__(self, model: Model, *, corpus: str = SELF, tokens: int = TOKENS, seed: int = 0) -> None:
+    def __init__(self, model: Model, *, corpus: str = SELF, tokens: int | None = None, seed: int = 0) -> None:
         self.model = model
-        self.corpus, self.tokens, self.seed = corpus, tokens, seed
         self.anatomy = Anatomy.of(_module(model))
         self.passes = Passes(self.anatomy)
         self.profile = profiles.of(model, self.anatomy)
+        self.corpus, self.tokens, self.seed = corpus, tokens or self.profile.tokens, seed
         self.standing: tuple[Patch, ...] = ()
         self._busy = threading.RLock()
         self._moments: dict[int, Moment] = {}
         self._factors: dict[tuple[int, float], Factor] = {}
 
     @classmethod
-    def of(cls, model: Model, *, corpus: str = SELF, tokens: int = TOKENS, seed: int = 0) -> Editor:
+    def of(cls, model: Model, *, corpus: str = SELF, tokens: int | None = None, seed: int = 0) -> Editor:
         """The editor of a model with these statistics. A model whose weights have changed gets a new one."""
         model = model.unpatched
         key = f"{model.fingerprint}:{corpus}:{tokens}:{seed}"

@@ -15,11 +15,18 @@ from gnomon.errors import UsageError
 
 @dataclass(frozen=True)
 class Probe:
-    """A question and the answers that count as right. group: what it tests (a portability or ripple criterion)."""
+    """A question and the answers that count as right. group: what it tests (a portability or ripple criterion).
+
+    conditions: (prompt, answers) that the unedited model must know for the question to count. test: questions of one
+    number make one test together (0: each alone), passed when all are right, or when any_of them is.
+    """
 
     prompt: str
     answers: tuple[str, ...]
     group: str = ""
+    conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    test: int = 0
+    any_of: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Fact:
     prompt: text that the answer continues, holding the subject literally or as `{}`. subject: None is found. target:
     the new answer. old: the answer until now, where known. paraphrases: other prompts that must answer the same.
     neighbours: prompts that must keep their answer, each a text or (text, its answer). portability: what follows from
-    the new fact: (prompt, answer or answers), or a Probe. occurrence: which, where the subject stands several times.
+    the new fact: (prompt, answer or answers), or a Probe. references: texts that a model which knows the new fact might
+    write of the subject. occurrence: which, where the subject stands several times.
     """
 
     prompt: str
@@ -39,11 +47,12 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[Any, ...] = ()
     portability: tuple[Any, ...] = ()
+    references: tuple[str, ...] = ()
     occurrence: int | None = None
     id: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("paraphrases", "neighbours", "portability"):
+        for name in ("paraphrases", "neighbours", "portability", "references"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, value in (("prompt", self.prompt), ("target", self.target)):
             if not isinstance(value, str) or not value.strip():
@@ -105,6 +114,7 @@ class Fact:
             "paraphrases": list(self.paraphrases),
             "neighbours": [list(n) if isinstance(n, tuple) else n for n in self.neighbours],
             "portability": [{"prompt": p.prompt, "answers": list(p.answers), "group": p.group} for p in self.probes()],
+            "references": list(self.references),
         }
         return {key: value for key, value in plain.items() if value}
 

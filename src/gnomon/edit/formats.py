@@ -70,7 +70,18 @@ def facts_of(record: Mapping[str, Any]) -> list[Fact]:
 
 def _plain(r: Mapping[str, Any]) -> Fact:
     """Ours, FastEdit's ({prompt, subject, target, queries}) and QAEdit's ({prompt, target, subject, rephrase})."""
-    known = {"id", "prompt", "subject", "target", "old", "paraphrases", "neighbours", "portability", "occurrence"}
+    known = {
+        "id",
+        "prompt",
+        "subject",
+        "target",
+        "old",
+        "paraphrases",
+        "neighbours",
+        "portability",
+        "occurrence",
+        "references",
+    }
     known |= {"queries", "rephrase", "locality", "source"}
     for key in r:
         if key not in known:
@@ -89,6 +100,7 @@ def _plain(r: Mapping[str, Any]) -> Fact:
         paraphrases=(*_texts(r.get("paraphrases")), *_texts(r.get("rephrase")), *_texts(r.get("queries"))),
         neighbours=tuple(neighbours),
         portability=tuple(_probe(p) for p in r.get("portability") or ()),
+        references=_texts(r.get("references")),
         occurrence=r.get("occurrence"),
         id=str(r.get("id", "")),
     )
@@ -183,9 +195,16 @@ def _ripple(r: Mapping[str, Any]) -> Fact:
     original = edit.get("original_fact") or {}
     prompt, target = _split_statement(str(edit["prompt"]), str(original.get("prompt") or ""))
     probes = [
-        Probe(str(query["prompt"]), _ripple_answers(query), group)
+        Probe(
+            str(query["prompt"]),
+            _ripple_answers(query),
+            group,
+            tuple((str(q["prompt"]), _ripple_answers(q)) for q in item.get("condition_queries") or ()),
+            test,
+            item.get("test_condition") == "OR",
+        )
         for group in RIPPLE_GROUPS
-        for item in r.get(group) or ()
+        for test, item in enumerate(r.get(group) or (), 1)
         for query in item["test_queries"]
         if query.get("answers")
     ]

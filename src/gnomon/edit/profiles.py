@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from gnomon.edit.moments import TOKENS
+
 if TYPE_CHECKING:
     from gnomon.edit.anatomy import Anatomy
     from gnomon.model import Model
@@ -24,13 +26,17 @@ SPREAD = 4
 
 @dataclass(frozen=True)
 class Profile:
-    """layer: for methods that edit one. several: for those that spread a change. options: per method."""
+    """layer: for methods that edit one. several: for those that spread a change. options: per method.
+
+    tokens: of the text whose moments were used when the profile was measured.
+    """
 
     name: str
     layer: int
     several: tuple[int, ...]
     measured: bool
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tokens: int = TOKENS
 
     def layers(self, method: str) -> list[int]:
         own = self.options.get(method, {}).get("layers")
@@ -58,7 +64,7 @@ def of(model: Model, anatomy: Anatomy) -> Profile:
     if name in shipped:
         own = shipped[name]
         options = {key: value for key, value in own.items() if isinstance(value, dict)}
-        return Profile(name, own["layer"], tuple(own["several"]), True, options)
+        return Profile(name, own["layer"], tuple(own["several"]), True, options, own.get("tokens", TOKENS))
     layer = round(DEPTH * len(anatomy.layers))
     several = tuple(range(max(0, layer - SPREAD + 1), layer + 1))
     return Profile(name, layer, several, False)

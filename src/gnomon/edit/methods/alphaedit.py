@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gnomon.edit.editor import Editor
 from gnomon.edit.facts import Fact
-from gnomon.edit.methods.memit import MemitOptions, as_change, spread
+from gnomon.edit.methods.memit import SpreadOptions, as_change, spread
 from gnomon.edit.registry import Change, edit_method
 from gnomon.edit.solve import Factors, NullSpace, null_space
 
 
-class AlphaEditOptions(MemitOptions):
+class AlphaEditOptions(SpreadOptions):
     """AlphaEdit's options."""
 
     null_energy: Annotated[float, Field(gt=0, lt=1, description="Share of tr(C) that the null space may hold.")] = 0.1
@@ -34,11 +34,11 @@ def alphaedit(editor: Editor, facts: Sequence[Fact], options: AlphaEditOptions) 
     history: dict[int, Tensor] = {}
     spaces: dict[int, NullSpace] = {}
 
-    def solve(layer: int, keys_MU: Tensor, residuals_CU: Tensor) -> Factors:
+    def solve(layer: int, keys_MB: Tensor, residuals_CB: Tensor) -> Factors:
         spaces[layer] = NullSpace.of(editor.moment(layer).mean_MM, options.null_energy)
         known = _known(editor, layer)
-        change = null_space(spaces[layer], keys_MU, residuals_CU, options.damping, known)
-        keys = keys_MU.double()
+        change = null_space(spaces[layer], keys_MB, residuals_CB, options.damping, known)
+        keys = keys_MB.double()
         history[layer] = keys @ keys.T if known is None else known.double() + keys @ keys.T
         return change
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gnomon.edit.contrast import Avoided
 from gnomon.edit.editor import Editor
 from gnomon.edit.facts import Fact
 from gnomon.edit.methods.memit import MemitOptions, as_change, spread
@@ -30,13 +31,13 @@ class EncoreOptions(MemitOptions):
 def encore(editor: Editor, facts: Sequence[Fact], options: EncoreOptions) -> Change:
     """MEMIT with most-probable early stopping and a norm constraint; for long sequences of edits."""
     layers = editor.layers(options.layers, "encore")
-    factors: dict[int, Factor] = {}
+    avoided = Avoided(editor, facts, options.contrast)
 
-    def solve(layer: int, keys_MU: Tensor, residuals_CU: Tensor) -> Factors:
-        moment = editor.moment(layer).mean_MM
+    def solve(layer: int, keys_MB: Tensor, residuals_CB: Tensor) -> Factors:
+        moment = avoided.moment(layer)
         size = moment.shape[0]
         share = options.norm_weight * torch.trace(moment) / size
-        factors[layer] = Factor.of(moment + share * torch.eye(size, dtype=torch.float64), options.ridge)
-        return least_squares(factors[layer], keys_MU, residuals_CU, options.weight)
+        factor = Factor.of(moment + share * torch.eye(size, dtype=torch.float64), options.ridge)
+        return least_squares(factor, keys_MB, residuals_CB, options.weight)
 
     return as_change(editor, *spread(editor, facts, layers, options, solve, early=True))

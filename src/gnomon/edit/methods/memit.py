@@ -2,8 +2,9 @@
 
 For every fact a target is searched for the output of the highest edited layer. Layer by layer, lowest first, the keys
 are read in the partly edited model, the rest still missing is measured, and a share of it is written by least squares
-against ordinary text (eq. 14). In post-norm networks (Gemma) a norm lies between the MLP and the residual stream, so
-that what is written there is rescaled: for those the target is the MLP's own output, at one layer.
+against ordinary text (eq. 14). Every context's key of a fact is met, and the keys of other subjects in the same
+sentences count as ordinary text (contrast.py). In post-norm networks (Gemma) a norm lies between the MLP and the
+residual stream, so that what is written there is rescaled: for those the target is the MLP's own output, at one layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gnomon.edit.contexts import Context
+from gnomon.edit.contrast import Avoided
 from gnomon.edit.editor import Editor
 from gnomon.edit.facts import Fact
 from gnomon.edit.passes import Rows
@@ -33,11 +35,20 @@ AT_ONCE = 8
 """Facts whose keys are read in one forward."""
 
 
-class MemitOptions(SearchOptions):
+class SpreadOptions(SearchOptions):
+    """Options of all methods that spread a batch over layers."""
+
+    several_keys: Annotated[bool, Field(description="Meet every context's key, not only their mean.")] = True
+
+
+class MemitOptions(SpreadOptions):
     """MEMIT's options."""
 
     weight: Annotated[float, Field(gt=0, description="How much ordinary text counts against the facts.")] = 15.0
     residual: Annotated[float, Field(gt=0, le=1, description="n - i to this power divides what is missing.")] = 1.0
+    contrast: Annotated[
+        float, Field(ge=0, description="How much other subjects in the same sentences count as ordinary text.")
+    ] = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,21 +62,25 @@ class Targets:
 
 
 Solve = Callable[[int, Tensor, Tensor], Factors]
-"""(layer, keys [M, U], residuals [C, U]) -> the change as factors."""
+"""(layer, keys [M, B], residuals [C, B]) -> the change as factors, the left one being the residuals themselves.
+
+All keys of a fact have the same residual."""
 
 
 @edit_method("memit", MemitOptions, paper="2210.07229")
 def memit(editor: Editor, facts: Sequence[Fact], options: MemitOptions) -> Change:
     """A batch of facts spread over several layers by least squares."""
     layers = editor.layers(options.layers, "memit")
-    return as_change(editor, *spread(editor, facts, layers, options, least(editor, options), power=options.residual))
+    return as_change(
+        editor, *spread(editor, facts, layers, options, least(editor, facts, options), power=options.residual)
+    )
 
 
 @edit_method("pmet", MemitOptions, paper="2308.08742")
 def pmet(editor: Editor, facts: Sequence[Fact], options: MemitOptions) -> Change:
     """MEMIT with a square-root spread of what is missing, as PMET does it."""
     layers = editor.layers(options.layers, "pmet")
-    return as_change(editor, *spread(editor, facts, layers, options, least(editor, options), power=0.5))
+    return as_change(editor, *spread(editor, facts, layers, options, least(editor, facts, options), power=0.5))
 
 
 class RectOptions(MemitOptions):
@@ -78,7 +93,7 @@ class RectOptions(MemitOptions):
 def rect(editor: Editor, facts: Sequence[Fact], options: RectOptions) -> Change:
     """MEMIT's change, of which only the entries with the largest relative change are kept."""
     layers = editor.layers(options.layers, "rect")
-    pending, notes = spread(editor, facts, layers, options, least(editor, options))
+    pending, notes = spread(editor, facts, layers, options, least(editor, facts, options))
     deltas: dict[str, Any] = {}
     for layer, (left, right) in pending.items():
         kept = keep_relative(left @ right, editor.anatomy.downs[layer].weight_CM.double(), options.share)
@@ -93,7 +108,7 @@ def rect(editor: Editor, facts: Sequence[Fact], options: RectOptions) -> Change:
 def prune(editor: Editor, facts: Sequence[Fact], options: MemitOptions) -> Change:
     """MEMIT's change of the whole sequence, its singular values restrained to those of the weight."""
     layers = editor.layers(options.layers, "prune")
-    pending, notes = spread(editor, facts, layers, options, least(editor, options))
+    pending, notes = spread(editor, facts, layers, options, least(editor, facts, options))
     deltas = {
         editor.tensor(layer): Dense(
             _stored(editor, layer, restrain(left @ right, editor.anatomy.downs[layer].weight_CM))
@@ -103,11 +118,13 @@ def prune(editor: Editor, facts: Sequence[Fact], options: MemitOptions) -> Chang
     return Change(deltas, notes)
 
 
-def least(editor: Editor, options: MemitOptions) -> Solve:
+def least(editor: Editor, facts: Sequence[Fact], options: MemitOptions) -> Solve:
     """MEMIT's solve."""
+    avoided = Avoided(editor, facts, options.contrast)
 
-    def solve(layer: int, keys_MU: Tensor, residuals_CU: Tensor) -> Factors:
-        return least_squares(editor.factor(layer, options.ridge), keys_MU, residuals_CU, options.weight)
+    def solve(layer: int, keys_MB: Tensor, residuals_CB: Tensor) -> Factors:
+        factor = avoided.factor(layer, options.ridge)
+        return least_squares(factor, keys_MB, residuals_CB, options.weight)
 
     return solve
 
@@ -116,7 +133,7 @@ def spread(
     editor: Editor,
     facts: Sequence[Fact],
     layers: Sequence[int],
-    options: SearchOptions,
+    options: SpreadOptions,
     solve: Solve,
     *,
     power: float = 1.0,
@@ -129,9 +146,11 @@ def spread(
     pending: dict[int, Factors] = {}
     for i, layer in enumerate(layers):
         with editor.wearing(pending):
-            keys_UM, now_UC = keys_and_outputs(editor, goals, layer, layers[-1])
-        missing = (goals.wanted_UC - now_UC) / (len(layers) - i) ** power
-        pending[layer] = solve(layer, keys_UM.T, missing.T)
+            keys_BM, owner_B, now_UC = keys_and_outputs(editor, goals, layer, layers[-1], several=options.several_keys)
+        missing_UC = (goals.wanted_UC - now_UC) / (len(layers) - i) ** power
+        _, right_BM = solve(layer, keys_BM.T, missing_UC[owner_B].T)
+        right_UM = torch.zeros(len(facts), right_BM.shape[1], dtype=right_BM.dtype).index_add_(0, owner_B, right_BM)
+        pending[layer] = missing_UC.double().T, right_UM
     for told, layer in ((note, layer) for note in goals.notes for layer in layers):
         left, right = pending[layer]
         weight = editor.anatomy.downs[layer].weight_CM
@@ -176,18 +195,25 @@ def _target(
     return _balanced(start[:contexts]) + found.value.delta_C, note
 
 
-def keys_and_outputs(editor: Editor, goals: Targets, layer: int, last: int) -> tuple[Tensor, Tensor]:
-    """Keys at `layer` and outputs at `last`, per fact -> [U, M], [U, C]; the bare prompt weighs one half."""
-    keys, outputs = [], []
+def keys_and_outputs(
+    editor: Editor, goals: Targets, layer: int, last: int, *, several: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys at `layer` [B, M] with the fact each belongs to [B], and outputs at `last` [U, C].
+
+    several: one key per context; otherwise one per fact, in which the bare prompt weighs one half, as in the outputs.
+    """
+    keys, owners, outputs = [], [], []
     for start in range(0, len(goals.contexts), AT_ONCE):
         group = goals.contexts[start : start + AT_ONCE]
         flat = [context for contexts in group for context in contexts]
         rows = Rows.align([c.ids[: c.subject + 1] for c in flat], [c.subject for c in flat])
         at_key, at_last = editor.passes.sites(rows, layer, last, at_layer=goals.at_layer)
         sizes = [len(contexts) for contexts in group]
-        keys += [_balanced(part) for part in torch.split(at_key, sizes)]
-        outputs += [_balanced(part) for part in torch.split(at_last, sizes)]
-    return torch.stack(keys), torch.stack(outputs)
+        for n, (own_BM, out_BC) in enumerate(zip(at_key.split(sizes), at_last.split(sizes), strict=True)):
+            keys.append(own_BM if several else _balanced(own_BM)[None])
+            owners += [start + n] * len(keys[-1])
+            outputs.append(_balanced(out_BC))
+    return torch.cat(keys), torch.tensor(owners), torch.stack(outputs)
 
 
 def as_change(editor: Editor, pending: dict[int, Factors], notes: list[dict[str, Any]]) -> Change:
