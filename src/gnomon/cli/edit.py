@@ -216,6 +216,9 @@ def evaluate_patch(
     output: Path | None = typer.Option(
         None, "--output", "-o", metavar="FILE", help="Also write every verdict, as JSON."
     ),
+    requantised: str | None = typer.Option(
+        None, "--requantise", metavar="KIND", help="Judge the patch as Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0 blocks keep it."
+    ),
     plot: Path | None = typer.Option(None, "--plot", metavar="FILE", help="--compare: a picture (SVG)."),
     threads: int | None = typer.Option(None, "--threads", help="CPU threads."),
     json: bool = typer.Option(False, "--json", help="As JSON."),
@@ -229,8 +232,10 @@ def evaluate_patch(
 
     wanted = as_facts(_facts(fact, facts))[:limit]
     protocols = tuple(protocol or ("wild",))
-    if compare and (patch or measure):
-        raise UsageError("--compare makes its own edits: it takes neither --patch nor --measure.", param="compare")
+    if compare and (patch or measure or requantised):
+        raise UsageError(
+            "--compare makes its own edits: it takes no --patch, --measure or --requantise.", param="compare"
+        )
     if plot and not compare:
         raise UsageError("--plot draws what --compare found.", param="plot")
     more: dict[str, Any] = {}
@@ -239,6 +244,8 @@ def evaluate_patch(
             result = compare_methods(opened, wanted, compare.split(","), protocols)
         else:
             given = _load(patch) if patch else None
+            if requantised is not None:
+                given = _requantised(given, opened, requantised)
             result = evaluate(opened, given, wanted, protocols)
             more = {name: run_measure(name, opened, given, wanted) for name in measure or ()}
     if plot is not None:
@@ -256,6 +263,18 @@ def evaluate_patch(
     for name, found in more.items():
         print(f"\n{name}")
         print_table([column.upper() for column in found.columns], found.cells())
+
+
+def _requantised(patch: Any, model: Any, kind: str) -> Any:
+    """The patch as quantised blocks keep it; says on stderr how much is left of it."""
+    from gnomon.edit.requantised import requantise
+
+    if patch is None or isinstance(patch, Memory):
+        raise UsageError("--requantise needs a --patch that changes weights.", param="requantise")
+    left = requantise(patch, model.checkpoint, kind)
+    for name, share in left.kept.items():
+        typer.echo(f"{name}: {share:.0%} of the change is left in {kind.upper()}", err=True)
+    return left.patch
 
 
 def _write(path: Path, text: str) -> None:
