@@ -50,13 +50,13 @@ PROBES = (
 """Facts that most models know, with one paraphrase and two neighbours each."""
 
 
-def probed(editor: Editor, *, depths: Sequence[float] = DEPTHS, facts: Sequence[Fact] = PROBES) -> Profile:
+def probed(editor: Editor) -> Profile:
     """The profile of this model: from the cache, or probed now. What cannot be probed keeps the guess by depth."""
     path = cache_dir() / "edit" / "profiles" / f"{editor.model.checkpoint.identity}-{VERSION}.json"
     try:
         layer = int(json.loads(path.read_text())["layer"])
     except (OSError, ValueError, KeyError):
-        scores = scored(editor, depths, facts)
+        scores = scored(editor, DEPTHS, PROBES)
         if not scores:
             log.warning("No probe edit worked on %s: it is edited by depth alone.", editor.model.name)
             return editor.profile
@@ -73,6 +73,7 @@ def scored(editor: Editor, depths: Sequence[float], facts: Sequence[Fact]) -> di
     from gnomon.edit.evaluation import evaluate
 
     count = len(editor.anatomy.layers)
+    tokens = None if editor.tokens == editor.profile.tokens else editor.tokens
     layers = sorted({min(round(depth * count), count - 1) for depth in depths})
     found: dict[int, list[float]] = {}
     with progress("probing where to edit", len(layers) * len(facts)) as bar:
@@ -80,8 +81,8 @@ def scored(editor: Editor, depths: Sequence[float], facts: Sequence[Fact]) -> di
             for fact in facts:
                 try:
                     patch = edit(
-                        editor.model, fact, layers=layer, moments=editor.corpus, tokens=editor.tokens,
-                        seed=editor.seed, report=False,
+                        editor.model, fact, layers=layer, moments=editor.corpus, tokens=tokens, seed=editor.seed,
+                        report=False,
                     )  # fmt: skip
                 except (EditError, UsageError) as error:
                     log.info("probe at layer %s: %s", layer, error)
