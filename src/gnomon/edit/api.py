@@ -54,11 +54,12 @@ def edit(
     chosen = named_method(method)
     wanted = as_facts(facts, subject=subject)
     check_batch(wanted)
-    own = Editor.of(model, corpus=moments or SELF, tokens=tokens, seed=seed)
-    if layers is None and hyper.get("layers") is None and not own.profile.measured:
-        own.profile = probed(own)
     given = {"layers": [layers] if isinstance(layers, int) else list(layers) if layers is not None else None, **hyper}
     given = {key: value for key, value in given.items() if value is not None}
+    chosen.parse(given)  # what is wrong is said before anything is computed
+    own = Editor.of(model, corpus=moments or SELF, tokens=tokens, seed=seed)
+    if "layers" not in given and not own.profile.measured:
+        own.profile = probed(own)
     options = chosen.parse({**own.profile.defaults(method), **given})
     wanted = [with_subject(model, fact) for fact in wanted]
     started = time.perf_counter()
