@@ -103,14 +103,14 @@ def test_mquake_counts_a_case_when_any_of_its_questions_is_right_and_all_its_hop
 
 
 def test_magnitudes_are_differences_of_the_models_probabilities(tiny: Model) -> None:
-    fact = Fact("The house of Ada", "Ada", "the", old="a", paraphrases=["A house"], neighbours=[("The inn", "in")])
+    fact = Fact("The house of Ada", "Ada", "and", old="inn", paraphrases=["A house"], neighbours=[("The inn", "in")])
     row = measure("magnitude", tiny, None, [fact]).rows[0]
 
     def probability(prompt: str, answer: str) -> float:
         return math.exp(tiny.score(prompt, " " + answer).logprob / len(tiny.score(prompt, " " + answer).tokens))
 
-    assert row["EM"] == pytest.approx(probability(fact.prompt, "the") - probability(fact.prompt, "a"), abs=1e-6)
-    assert row["NM"] == pytest.approx(probability("The inn", "in") - probability("The inn", "the"), abs=1e-6)
+    assert row["EM"] == pytest.approx(probability(fact.prompt, "and") - probability(fact.prompt, "inn"), abs=1e-6)
+    assert row["NM"] == pytest.approx(probability("The inn", "in") - probability("The inn", "and"), abs=1e-6)
 
 
 def test_an_unchanged_model_diverges_by_nothing_and_a_changed_one_by_something(tiny: Model) -> None:

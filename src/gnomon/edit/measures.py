@@ -56,10 +56,10 @@ def criteria(model: Model, change: Change | None, facts: Sequence[Fact]) -> Tabl
     kept = {key: p for key, p in tests.items() if all(known[c] for probe in p for c in probe.conditions)}
     asked = [(probe.prompt, probe.answers) for probes in kept.values() for probe in probes]
     with wearing(model, change) as edited:
-        right = iter(_right(edited, asked))
+        answered = iter(_right(edited, asked))
     passed: dict[str, list[bool]] = {}
     for (_, group, _), probes in kept.items():
-        verdicts = [next(right) for _ in probes]
+        verdicts = [next(answered) for _ in probes]
         passed.setdefault(group, []).append(any(verdicts) if probes[0].any_of else all(verdicts))
     groups = sorted(passed, key=lambda g: (CRITERIA.index(g) if g in CRITERIA else len(CRITERIA), g))
     return table(
@@ -86,7 +86,7 @@ def multi_hop(model: Model, change: Change | None, facts: Sequence[Fact]) -> Tab
         for case, own in cases.items()
         for group in groups
     }
-    asked = [(fact.prompt, (fact.target,)) for own in cases.values() for fact in own]
+    asked: list[tuple[str, tuple[str, ...]]] = [(fact.prompt, (fact.target,)) for own in cases.values() for fact in own]
     asked += [(probe.prompt, probe.answers) for own in probes.values() for probe in own]
     with wearing(model, change) as edited:
         right = iter(_right(edited, asked))

@@ -209,7 +209,7 @@ def keys_and_outputs(
         rows = Rows.align([c.ids[: c.subject + 1] for c in flat], [c.subject for c in flat])
         at_key, at_last = editor.passes.sites(rows, layer, last, at_layer=goals.at_layer)
         sizes = [len(contexts) for contexts in group]
-        for n, (own_BM, out_BC) in enumerate(zip(at_key.split(sizes), at_last.split(sizes), strict=True)):
+        for n, (own_BM, out_BC) in enumerate(zip(torch.split(at_key, sizes), torch.split(at_last, sizes), strict=True)):
             keys.append(own_BM if several else _balanced(own_BM)[None])
             owners += [start + n] * len(keys[-1])
             outputs.append(_balanced(out_BC))
