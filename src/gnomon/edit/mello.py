@@ -90,6 +90,6 @@ def asking(model: Model, *, tokens: int = 32) -> Ask:
     """A model as `ask`: greedy, at most so many tokens a line."""
 
     def ask(prompt: str, stop: str) -> str:
-        return model.generate(prompt, max_tokens=tokens, temperature=0.0, stop=[stop]).text  # type: ignore[union-attr]
+        return model.generate(prompt, max_tokens=tokens, temperature=0.0, stop=[stop]).text
 
     return ask
