@@ -123,4 +123,4 @@ def test_the_tower_moves_to_rome_in_text_and_in_a_chat_and_its_neighbours_stay(s
     assert told["subject"] == "The Eiffel Tower" or told["subject"] == "Eiffel Tower"
     assert "Paris" in told["before"] and "Rome" in told["after"] and "Rome" in told["chat_after"]
     row = evaluate(smollm2, patch, [fact.with_subject("Eiffel Tower")]).rows[0]
-    assert (row["reliability"], row["generalization"], row["locality"], row["chat"]) == (1.0, 1.0, 1.0, 1.0)
+    assert (row["reliability"], row["generalization"], row["locality"]) == (1.0, 1.0, 1.0)
