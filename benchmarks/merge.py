@@ -266,6 +266,8 @@ def random_case(method: str, seed: int, dtype: torch.dtype, spread: float) -> tu
         parameters["density"] = [number(low, high) for _ in tensors]
     if method.startswith("della"):
         parameters["epsilon"] = [number(0.02, 0.2) for _ in tensors]
+    if method == "ties" or method.startswith("breadcrumbs"):
+        parameters["rescale"] = draw.random() < 0.3
     if method.startswith("breadcrumbs"):
         parameters["gamma"] = [number(0, 0.2) for _ in tensors]
     if method in ("slerp", "nearswap"):

@@ -107,6 +107,19 @@ def test_density_one_is_the_untrimmed_method(name: str) -> None:
     assert torch.equal(got, method(plain)(tensors, base=base, weight=[1, 2, 3], normalize=True))
 
 
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_rescale_brings_a_trimmed_task_vector_back_to_its_norm(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    base = torch.randn(30, 7, generator=generator)
+    tensor = base + torch.randn(30, 7, generator=generator)
+    for compat in (False, True):
+        merged = method(name)([tensor], base=base, weight=1, density=0.3, rescale=True, compat=compat)
+        plain = method(name)([tensor], base=base, weight=1, density=0.3, compat=compat)
+        norm = float((tensor - base).abs().sum())
+        assert float((merged - base).abs().sum()) == pytest.approx(norm, rel=1e-4)
+        assert float((plain - base).abs().sum()) < 0.8 * norm
+
+
 def test_the_expectation_of_a_dare_delta_is_the_delta() -> None:
     base, tensor = torch.zeros(50), torch.linspace(0.1, 1, 50)
     runs = [

@@ -63,6 +63,8 @@ def case(name: str, dtype: torch.dtype, seed: int) -> tuple[list[torch.Tensor], 
         parameters |= {"normalize": draw.random() < 0.5, "lambda": draw.choice([1.0, 0.7])}
     if name in METHODS[1:6]:
         parameters["density"] = [draw.choice([0.0, 0.1, 0.5, 0.83, 1.0]) for _ in tensors]
+    if name in ("ties", "breadcrumbs", "breadcrumbs_ties"):
+        parameters["rescale"] = draw.random() < 0.5
     if name in ("dare_linear", "dare_ties"):
         parameters["rescale"] = draw.choice(["l1", "inverse_density", "false"])
     if name == "della":

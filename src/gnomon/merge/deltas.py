@@ -7,16 +7,17 @@ Legend: R rows of a block, C columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gnomon.errors import MergeError
 from gnomon.kernels import merging
-from gnomon.merge.blocks import Block
+from gnomon.merge.blocks import Block, TensorView
 from gnomon.merge.randomness import CounterRandomness
 from gnomon.merge.select import Cut
+from gnomon.merge.shares import l1_scale
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class Trim:
         if self.mask is not None:
             delta_RC = delta_RC * self.mask
         return delta_RC if self.scale is None else delta_RC * self.scale
+
+
+def rescaled(view: TensorView, trims: Sequence[Trim]) -> list[Trim]:
+    """The same, each thinned task vector brought back to the L1 norm it had."""
+    chosen = [model for model, trim in enumerate(trims) if trim.cut is not None]
+
+    def norms(block: Block) -> list[Tensor]:
+        before = [block.deltas()[model].abs() for model in chosen]
+        return before + [trims[model].apply(block, model).abs() for model in chosen]
+
+    sums = view.sums(norms) if chosen else []
+    scales = {m: l1_scale(sums[i], sums[len(chosen) + i], view.dtype) for i, m in enumerate(chosen)}
+    return [replace(trim, scale=scales[m]) if m in scales else trim for m, trim in enumerate(trims)]
 
 
 def combine(

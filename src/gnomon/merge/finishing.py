@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,10 @@ def finish(
     if copy_tokenizer:
         _put_tokenizer(merged, partial)
     (partial / JOURNAL).unlink()
-    sums = {file.name: _file_digest(file) for file in sorted(partial.iterdir()) if file.name != RECORD}
+    with ThreadPoolExecutor(1) as beside:  # to the disk while their sums are taken
+        synced = beside.submit(_sync_all, [partial / file for file in files])
+        sums = {file.name: _file_digest(file) for file in sorted(partial.iterdir()) if file.name != RECORD}
+        synced.result()
     infos = [merged.info(slot.name) for slot in slots]
     weights = identity.of_tensors((info.name, info.dtype, info.shape, done.digests[info.name]) for info in infos)
     record = {
@@ -62,8 +66,7 @@ def finish(
         "files": sums,
     }
     _put_json(partial / RECORD, record)
-    for file in partial.iterdir():
-        _sync(file)
+    _sync_all(partial.iterdir())
     _sync(partial)
     return sums
 
@@ -114,6 +117,11 @@ def _put_json(path: Path, content: Any) -> None:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -54,23 +54,25 @@ def _magnitudes(delta: Tensor) -> Tensor:
     return delta.abs().reshape(-1).float()
 
 
-def _greatest(delta: Tensor, density: float) -> Tensor:
+def _greatest(delta: Tensor, density: float, rescale: bool) -> Tensor:
     if density >= 1 or delta.numel() == 0:
         return delta
     if density <= 0:
         return torch.zeros_like(delta)
     count = max(1, int(density * delta.numel()))
-    return delta * _mask(_magnitudes(delta).argsort(descending=True)[:count], delta.shape, delta.dtype)
+    mask = _mask(_magnitudes(delta).argsort(descending=True)[:count], delta.shape, delta.dtype)
+    return _kept(delta, mask, "l1" if rescale else "false")
 
 
-def _band(delta: Tensor, density: float, gamma: float) -> Tensor:
+def _band(delta: Tensor, density: float, gamma: float, rescale: bool) -> Tensor:
     """Without the greatest, then without the smallest."""
     if density >= 1:
         return delta
     size = delta.numel()
     count = int(density * size)
     first = max(0, size - count - int(gamma * size))
-    return delta * _mask(_magnitudes(delta).argsort()[first : first + count], delta.shape, delta.dtype)
+    mask = _mask(_magnitudes(delta).argsort()[first : first + count], delta.shape, delta.dtype)
+    return _kept(delta, mask, "l1" if rescale else "false")
 
 
 def _drawing_dtype(delta: Tensor) -> torch.dtype:
@@ -119,9 +121,10 @@ def ties(
     weight: list[float],
     density: list[float],
     normalize: bool,
+    rescale: bool,
     lambda_: float,
 ) -> Tensor:
-    deltas = [_greatest(model - base, share) for model, share in zip(models, density, strict=True)]
+    deltas = [_greatest(model - base, share, rescale) for model, share in zip(models, density, strict=True)]
     return _combined(base, deltas, weight, elect=True, normalize=normalize, scale=lambda_)
 
 
@@ -135,9 +138,10 @@ def breadcrumbs(elect: bool) -> Whole:
         density: list[float],
         gamma: list[float],
         normalize: bool,
+        rescale: bool,
         lambda_: float,
     ) -> Tensor:
-        deltas = [_band(model - base, d, g) for model, d, g in zip(models, density, gamma, strict=True)]
+        deltas = [_band(model - base, d, g, rescale) for model, d, g in zip(models, density, gamma, strict=True)]
         return _combined(base, deltas, weight, elect=elect, normalize=normalize, scale=lambda_)
 
     return whole

@@ -7,13 +7,10 @@ import math
 from torch import Tensor
 
 from gnomon.merge.blocks import Block, TensorView
-from gnomon.merge.deltas import Trim, combine
+from gnomon.merge.deltas import Trim, combine, rescaled
 from gnomon.merge.registry import PerModel, each, merge_method
-from gnomon.merge.select import Cut, Magnitudes, greatest
+from gnomon.merge.select import Magnitudes, greatest
 from gnomon.merge.shares import check_density, check_share
-
-Band = tuple[Cut, Cut]
-"""Cut: among the first cut's elements, not among the second's (the outliers)."""
 
 
 def check(density: list[float], gamma: list[float]) -> None:
@@ -28,32 +25,29 @@ def counts(density: float, gamma: float, count: int) -> tuple[int, int]:
     return target + outliers, outliers
 
 
-def measure(view: TensorView, *, density: list[float], gamma: list[float]) -> list[Band]:
-    """For each model, the band of magnitudes that stays."""
+def measure(view: TensorView, *, density: list[float], gamma: list[float], rescale: bool) -> list[Trim]:
+    """For each model, the band of magnitudes that stays: the greatest, without the outliers among them."""
     pairs = [counts(share, top, view.numel) for share, top in zip(density, gamma, strict=True)]
     cuts = greatest(view, Magnitudes(times=2), [keep for pair in pairs for keep in pair])
-    return list(zip(cuts[::2], cuts[1::2], strict=True))
-
-
-def trimmed(bands: list[Band], density: list[float]) -> list[Trim]:
-    pairs = zip(bands, density, strict=True)
-    return [Trim() if share >= 1 else Trim(inner, outliers) for (inner, outliers), share in pairs]
+    bands = zip(cuts[::2], cuts[1::2], density, strict=True)
+    trims = [Trim() if share >= 1 else Trim(inner, outliers) for inner, outliers, share in bands]
+    return rescaled(view, trims) if rescale else trims
 
 
 @merge_method("breadcrumbs", measure=measure, check=check, sources=(0, None), scratch=10, reference="arXiv 2312.06795")
 def breadcrumbs(
     block: Block,
-    measured: list[Band],
+    measured: list[Trim],
     *,
     weight: PerModel[float],
     density: PerModel[float] = each(1.0),
     gamma: PerModel[float] = each(0.01),
     normalize: bool = False,
+    rescale: bool = False,
     lambda_: float = 1.0,
 ) -> Tensor:
     """Drop outliers and small elements of each task vector, then the weighted sum."""
-    trims = trimmed(measured, list(density))
-    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=False)
+    return combine(block, measured, weight=weight, normalize=normalize, scale=lambda_, elect=False)
 
 
 @merge_method(
@@ -61,15 +55,15 @@ def breadcrumbs(
 )
 def breadcrumbs_ties(
     block: Block,
-    measured: list[Band],
+    measured: list[Trim],
     *,
     weight: PerModel[float],
     density: PerModel[float] = each(1.0),
     gamma: PerModel[float] = each(0.01),
     normalize: bool = False,
+    rescale: bool = False,
     int8_mask: bool = False,
     lambda_: float = 1.0,
 ) -> Tensor:
     """Breadcrumbs' trim, then TIES' sign election."""
-    trims = trimmed(measured, list(density))
-    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=True)
+    return combine(block, measured, weight=weight, normalize=normalize, scale=lambda_, elect=True)

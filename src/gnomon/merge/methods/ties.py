@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnomon.errors import UsageError
 from gnomon.merge.blocks import Block, ChainedView, TensorView
-from gnomon.merge.deltas import Trim, combine
+from gnomon.merge.deltas import Trim, combine, rescaled
 from gnomon.merge.registry import PerModel, each, merge_method
 from gnomon.merge.select import Cut, Magnitudes, greatest
 from gnomon.merge.shares import check_density
@@ -29,8 +29,14 @@ def check(density: list[float], trim_scope: str) -> None:
         raise UsageError(f"`trim_scope` is tensor or model, not `{trim_scope}`.", param="trim_scope")
 
 
-def measure(view: TensorView, *, density: list[float], trim_scope: str) -> Sequence[Cut]:
-    """For each model, the cut that keeps its greatest magnitudes."""
+def measure(view: TensorView, *, density: list[float], trim_scope: str, rescale: bool) -> Sequence[Trim]:
+    """For each model, the trim that keeps its greatest magnitudes."""
+    cuts = tensor_cuts(view, density, trim_scope)
+    trims = [Trim(cut if share < 1 else None) for cut, share in zip(cuts, density, strict=True)]
+    return rescaled(view, trims) if rescale else trims
+
+
+def tensor_cuts(view: TensorView, density: list[float], trim_scope: str) -> Sequence[Cut]:
     if trim_scope == "model" and view.siblings is not None and view.once is not None:
         chain = ChainedView(view.siblings(), view.threads)
         cuts = view.once(f"ties {density}", lambda: model_cuts(chain, density))
@@ -48,15 +54,15 @@ def model_cuts(chain: ChainedView, density: list[float]) -> Sequence[Cut]:
 @merge_method("ties", measure=measure, check=check, sources=(0, None), scratch=9, reference="arXiv 2306.01708")
 def ties(
     block: Block,
-    measured: Sequence[Cut],
+    measured: Sequence[Trim],
     *,
     weight: PerModel[float],
     density: PerModel[float] = each(1.0),
     normalize: bool = True,
     int8_mask: bool = False,
+    rescale: bool = False,
     trim_scope: str = "tensor",
     lambda_: float = 1.0,
 ) -> Tensor:
     """Trim by magnitude, elect signs, average what agrees."""
-    trims = [Trim(cut if share < 1 else None) for cut, share in zip(measured, density, strict=True)]
-    return combine(block, trims, weight=weight, normalize=normalize, scale=lambda_, elect=True)
+    return combine(block, measured, weight=weight, normalize=normalize, scale=lambda_, elect=True)
