@@ -5,8 +5,8 @@
     python benchmarks/edit.py time     --facts 10
     python benchmarks/edit.py sweep    --layers 8,12,16 --facts 50 --set frames=3 --updates '{"strength": [1, 1.3]}'
 
-Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones, which no setting was chosen on
-(`sweep` takes rows from 1,000 on). Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a
+Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones (or `--first N`), `sweep` rows from
+1,000 on. Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a
 run can be interrupted and goes on; summaries are written beside them.
 """
 
@@ -34,6 +34,8 @@ from gnomon.edit.protocols import harmonic
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PROTOCOLS = ("wild", "probability", "teacher")
+NOTES = ("layer", "steps", "loss", "relative_norm")
+"""What is kept of a fact's report; its text stays where it is."""
 HELD_OUT = 1000
 
 
@@ -63,7 +65,7 @@ def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper:
                         "seconds": round(time.perf_counter() - started, 2),
                         "cpu_seconds": round(time.process_time() - cpu, 2),
                         "bytes": patch.bytes,
-                        "notes": dict(patch.report["facts"][0]),
+                        "notes": {k: v for k, v in patch.report["facts"][0].items() if k in NOTES},
                         **judged(model, patch, fact),
                     }
                 out.write(json.dumps(record) + "\n")
