@@ -5,9 +5,9 @@
     python benchmarks/edit.py time     --facts 10
     python benchmarks/edit.py sweep    --layers 8,12,16 --facts 50 --set frames=3 --updates '{"strength": [1, 1.3]}'
 
-Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones (or `--first N`), `sweep` rows from
-1,000 on. Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a
-run can be interrupted and goes on; summaries are written beside them.
+Facts: CounterFact rows beside the project (GNOMON_DATA); `single` takes the first ones (or from `--first N` on),
+`sweep` rows from 1,000 on. Every fact's record is kept as it comes (benchmarks/results/edit_*.jsonl), so that a run
+can be interrupted and goes on; summaries are written beside them.
 """
 
 from __future__ import annotations
