@@ -197,3 +197,25 @@ def test_overlapping_key_patterns_of_a_closed_object_stay_in_the_mask() -> None:
 
 def test_a_number_beyond_reach_is_refused_with_a_reason() -> None:
     assert "beyond reach" in compile(True).accepts("1e99999999999999999999").reason
+
+
+ORDERED = {
+    "type": "object",
+    "properties": {
+        "first": {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}}},
+        "second": {
+            "type": "object",
+            "properties": {"z": {"type": "integer"}, "y": {"type": "integer"}, "x": {"type": "integer"}},
+            "required": ["x", "y"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["second"],
+}
+
+
+@pytest.mark.parametrize("also", [{}, {"not": {"required": ["third"]}}], ids=["as written", "normal form"])
+def test_each_object_keeps_its_own_order_of_properties(also: dict[str, Any]) -> None:
+    grammar = compile({**ORDERED, **also})
+    text = '{"first":{"x":1,"y":2},"second":{"z":0,"y":1,"x":2}}'
+    assert grammar.accepts(text, whitespace="as_generated", any_order=False)

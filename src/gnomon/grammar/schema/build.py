@@ -20,7 +20,7 @@ from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.report import Entry, Report, Status
 from gnomon.grammar.schema import formats
 from gnomon.grammar.schema.bounds import check_bounds, draft_of, escape, plain
-from gnomon.grammar.schema.lowering import SILENT, Lowered, lower, name_order
+from gnomon.grammar.schema.lowering import SILENT, Lowered, NameOrder, lower
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import byte_vocabulary
 
@@ -84,7 +84,7 @@ def compile_schema(
     entries_of = _Entries(written)
     if bundled is not None and bundled.satisfiability() == jsonschema_rs.canonical.Satisfiability.NO:
         return Compiled("", Report("schema", entries_of({}), draft, "", unsatisfiable=True), validators)
-    order = name_order(written)
+    order = NameOrder(written)
     failures: list[str] = []
     for route, lowered in _routes(written, bundled, order, draft in OLD_DRAFTS):
         try:
@@ -106,7 +106,7 @@ def compile_schema(
     raise GrammarError("No grammar could be made of this schema. " + " ".join(failures[-2:]), param="schema")
 
 
-def _routes(written: Any, bundled: Any, order: Mapping[str, int], old: bool) -> Iterator[tuple[str, Lowered]]:
+def _routes(written: Any, bundled: Any, order: NameOrder, old: bool) -> Iterator[tuple[str, Lowered]]:
     """Candidates for the mask, best first; computed one by one."""
     as_written = lower(written, order=order, old=old)
     if not as_written.dropped:
@@ -118,7 +118,7 @@ def _routes(written: Any, bundled: Any, order: Mapping[str, int], old: bool) -> 
         relaxed = lower(written, order=order, also_drop=given_up, old=old)
         routes = [("relaxed", relaxed)]
         if normal is not None:
-            routes.insert(0, ("normal form", lower(normal, order=order, also_drop=given_up)))
+            routes.insert(0, ("normal form", lower(normal, order=order, reorder=True, also_drop=given_up)))
         yield from sorted(routes, key=lambda route: len(route[1].dropped))
     whole = Lowered(_type_only(written))
     for keyword in _keywords(written):

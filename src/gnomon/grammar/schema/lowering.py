@@ -6,7 +6,7 @@ something was dropped, more). Whoever calls it validates the rest. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
@@ -72,34 +72,56 @@ class Lowered:
 
 
 def lower(
-    schema: Any, *, order: Mapping[str, int], also_drop: frozenset[str] = frozenset(), old: bool = False
+    schema: Any,
+    *,
+    order: NameOrder,
+    reorder: bool = False,
+    also_drop: frozenset[str] = frozenset(),
+    old: bool = False,
 ) -> Lowered:
-    """order: place of each property name in the schema as it was written; also_drop: keywords to give up as well;
-    old: a draft in which `$ref` hides its siblings."""
+    """order: of property names in the schema as it was written, reorder: whether this one has lost it; also_drop:
+    keywords to give up as well; old: a draft in which `$ref` hides its siblings."""
     result = Lowered()
-    result.schema = _Lowering(result, order, also_drop, old).node(schema)
+    result.schema = _Lowering(result, order, reorder, also_drop, old).node(schema)
     return result
 
 
-def name_order(schema: Any) -> dict[str, int]:
-    """Every property name, by where it first stands in the text of the schema."""
-    order: dict[str, int] = {}
-    stack = [schema]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Mapping):
-            if isinstance(names := value.get("properties"), Mapping):
-                for name in names:
-                    order.setdefault(name, len(order))
-            stack.extend(reversed(list(value.values())))
-        elif isinstance(value, list):
-            stack.extend(reversed(value))
-    return order
+class NameOrder:
+    """In which order the properties of each object are written in a schema."""
+
+    def __init__(self, schema: Any) -> None:
+        self.places: dict[str, int] = {}
+        self.objects: dict[tuple[str, ...], None] = {}
+        self._known: dict[frozenset[str], list[str]] = {}
+        stack = [schema]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, dict):
+                if isinstance(names := value.get("properties"), dict):
+                    self.objects[tuple(names)] = None
+                    for name in names:
+                        self.places.setdefault(name, len(self.places))
+                stack.extend(reversed(list(value.values())))
+            elif isinstance(value, list):
+                stack.extend(reversed(value))
+
+    def sorted(self, names: Iterable[str]) -> list[str]:
+        """As in the written object that shares most names with these (the smallest such), the others behind them."""
+        wanted = frozenset(names)
+        if wanted not in self._known:
+            nearest = max(self.objects, key=lambda one: (len(wanted.intersection(one)), -len(one)), default=())
+            first = {name: place for place, name in enumerate(nearest)}
+            last = len(self.places)
+            self._known[wanted] = sorted(
+                wanted, key=lambda name: (first.get(name, last), self.places.get(name, last), name)
+            )
+        return self._known[wanted]
 
 
 class _Lowering:
-    def __init__(self, result: Lowered, order: Mapping[str, int], also_drop: frozenset[str], old: bool) -> None:
+    def __init__(self, result: Lowered, order: NameOrder, reorder: bool, also_drop: frozenset[str], old: bool) -> None:
         self.old = old
+        self.reorder = reorder
         self.result = result
         self.order = order
         self.also_drop = also_drop
@@ -135,12 +157,9 @@ class _Lowering:
                 out[key] = [self.node(value) for value in out[key]]
             elif key in out:
                 out[key] = self.node(out[key])
-        if isinstance(out.get("properties"), Mapping):
-            out["properties"] = dict(sorted(out["properties"].items(), key=lambda item: self._place(item[0])))
+        if self.reorder and isinstance(out.get("properties"), dict):
+            out["properties"] = {name: out["properties"][name] for name in self.order.sorted(out["properties"])}
         return out
-
-    def _place(self, name: str) -> int:
-        return self.order.get(name, len(self.order))
 
     def _drop_unsayable(self, out: Node) -> None:
         if isinstance(out.get("then"), Mapping) and isinstance(out.get("else"), Mapping) and "if" in out:
@@ -187,7 +206,7 @@ class _Lowering:
         ):
             known = [name for name in names.get("enum", [names.get("const")]) if isinstance(name, str)]
             if "patternProperties" not in out:
-                known_ = sorted(known, key=self._place)
+                known_ = self.order.sorted(known)
                 out["properties"] = {name: properties.get(name, rest) for name in known_}
                 out["additionalProperties"] = False
                 return
