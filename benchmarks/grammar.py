@@ -156,7 +156,7 @@ def suite(options: argparse.Namespace) -> dict[str, Any]:
     folder = BENCH / "suite-out"
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = open_checkpoint(options.model).tokenizer()
-    drafts = DRAFTS if options.suite else {name: DRAFTS[name] for name in ("draft7", "draft2020-12")}
+    drafts = options.drafts or (DRAFTS if options.suite else ("draft7", "draft2020-12"))
     result: dict[str, Any] = {}
     for draft in drafts:
         groups = suite_groups(draft, options.suite)
@@ -495,6 +495,7 @@ def main() -> None:
     parser.add_argument("section", choices=["suite", "real", "masks", "decode", "sampling"])
     parser.add_argument("--engines", type=lambda text: tuple(text.split(",")), default=ENGINES)
     parser.add_argument("--suite", type=Path, help="a checkout of JSON-Schema-Test-Suite")
+    parser.add_argument("--drafts", type=lambda text: tuple(text.split(",")), help="some of them only")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--count", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=240)
