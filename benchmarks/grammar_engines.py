@@ -315,7 +315,7 @@ def forked(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
             return json.loads(text)
         except ValueError:
             return {"status": "died"}
-    return {"status": "timeout" if left <= 0 else "died"}
+    return {"status": "timeout" if time.monotonic() >= deadline else "died"}
 
 
 def main() -> None:
