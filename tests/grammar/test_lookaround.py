@@ -94,6 +94,15 @@ def test_a_regex_that_looks_around_is_taken_from_end_to_end() -> None:
         ({"type": "string", "pattern": r"[A-Z]\d$"}, '"A0"'),
         ({"type": "string", "pattern": "qqq$", "minLength": 5}, '"aaqqq"'),
         ({"anyOf": [{"type": "string", "pattern": "x|^yy$"}]}, '"x"'),
+        (
+            {
+                "type": "object",
+                "properties": {"n": {"type": "number", "minimum": 10}, "s": {"type": "string", "format": "email"}},
+                "required": ["n", "s"],
+                "dependentRequired": {"n": ["s"]},
+            },
+            '{"n":10,"s":"}@0"}',
+        ),
         ({"type": "integer", "multipleOf": 999983, "minimum": 10**9}, "1000982983"),
         ({"type": "array", "items": {"type": "string", "pattern": r"k\b"}, "minItems": 1}, '["k"]'),
     ],
