@@ -7,6 +7,7 @@ import json
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,7 +204,7 @@ def holds_without_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def waits_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lookout.time, "monotonic", lambda: 0.0)
+    patch.setattr(lookout, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 def shows_ahead(patch: pytest.MonkeyPatch) -> None:
