@@ -23,7 +23,7 @@ WIDTH = 12
 MOST_BYTES = 20_000
 FEW = 24
 """Up to so many bytes that may come next are all tried; of more, a few letters stand for the rest."""
-_CLOSE_FIRST = b'"}]'
+_CLOSE_FIRST = b'"'
 _VALUE_FIRST = b'}],0123456789"[{ntf-'
 _STRUCTURE = frozenset(b'"}]{[,:0123456789-.ntf\\')
 

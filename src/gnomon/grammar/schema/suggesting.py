@@ -16,6 +16,18 @@ from gnomon.grammar.schema.lookaround import language
 from gnomon.grammar.schema.reading import Reading
 from gnomon.grammar.schema.validators import Validators
 
+OF_FORMAT = {
+    "date": "2000-01-01",
+    "time": "00:00:00Z",
+    "date-time": "2000-01-01T00:00:00Z",
+    "duration": "P1D",
+    "email": "a@b.co",
+    "hostname": "a.co",
+    "ipv4": "0.0.0.0",
+    "ipv6": "::",
+    "uri": "a:b",
+    "uuid": "00000000-0000-0000-0000-000000000000",
+}
 MOST = 12
 """Suggestions at one place."""
 MOST_BRANCHES = 24
@@ -114,6 +126,8 @@ def _named(schema: Mapping[str, Any]) -> Iterator[Any]:
         text = shortest_text(automaton)
         if text is not None:
             yield text
+    if isinstance(schema.get("format"), str) and schema["format"] in OF_FORMAT:
+        yield OF_FORMAT[schema["format"]]
     step = schema.get("multipleOf")
     if isinstance(step, int) and not isinstance(step, bool) and step > 0:
         yield from _multiples(step, schema)
