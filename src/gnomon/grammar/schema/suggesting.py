@@ -40,9 +40,11 @@ def suggestions(reading: Reading, text: bytes) -> Iterator[bytes]:
             rest = rest_of(automaton, _content(text[reading.start :]))
             if rest is not None:
                 yield (json.dumps(rest, ensure_ascii=False)[1:-1] + '"').encode()
-    elif reading.mode == "value":
+    opened = reading.mode == "string" and reading.length == reading.start + 1
+    if opened or reading.mode == "value":
         for value in _values(reading.validators, reading.due()):
-            yield json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+            if isinstance(value, str) or not opened:
+                yield json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()[opened:]
 
 
 def rest_of(automaton: Automaton, content: str | None) -> str | None:
