@@ -42,7 +42,7 @@ from genlm.bytes import BeamParams, ByteBeamState
 
 async def main():
     folder, texts, every, beam = json.loads(sys.argv[1])
-    llm = load_model_by_name(folder, backend="hf", llm_opts={"torch_dtype": "float32"})
+    llm = load_model_by_name(folder, backend="hf")
     found = []
     for text in texts:
         data = text.encode()
