@@ -92,7 +92,7 @@ class NameOrder:
     def __init__(self, schema: Any) -> None:
         self.places: dict[str, int] = {}
         self.objects: dict[tuple[str, ...], None] = {}
-        self._known: dict[frozenset[str], list[str]] = {}
+        self._known: dict[tuple[str, ...], list[str]] = {}
         stack = [schema]
         while stack:
             value = stack.pop()
@@ -106,15 +106,14 @@ class NameOrder:
                 stack.extend(reversed(value))
 
     def sorted(self, names: Iterable[str]) -> list[str]:
-        """As in the written object that shares most names with these (the smallest such), the others behind them."""
-        wanted = frozenset(names)
+        """As in the written object that shares most names with these (the smallest such); the others behind them."""
+        wanted = tuple(names)
         if wanted not in self._known:
-            nearest = max(self.objects, key=lambda one: (len(wanted.intersection(one)), -len(one)), default=())
+            together = frozenset(wanted)
+            nearest = max(self.objects, key=lambda one: (len(together.intersection(one)), -len(one)), default=())
             first = {name: place for place, name in enumerate(nearest)}
             last = len(self.places)
-            self._known[wanted] = sorted(
-                wanted, key=lambda name: (first.get(name, last), self.places.get(name, last), name)
-            )
+            self._known[wanted] = sorted(wanted, key=lambda name: (first.get(name, last), self.places.get(name, last)))
         return self._known[wanted]
 
 
