@@ -16,7 +16,7 @@ from gnomon.arch.config import FAMILIES
 from gnomon.arch.decoder import Decoder
 from gnomon.arch.network import Network, build_network
 from gnomon.arch.verified_network import VerifiedNetwork
-from gnomon.capability import Registry, Resolved, load_attribute
+from gnomon.capability import Resolved, load_attribute
 from gnomon.engine.draft_model import DraftModel
 from gnomon.engine.drafting import Drafter, PromptLookup
 from gnomon.engine.fast_drafter import FastDrafter
@@ -33,6 +33,7 @@ from gnomon.model import Model
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.reference import open_checkpoint
 from gnomon.models.zoo import DEFAULT_MODEL
+from gnomon.registry import Registry
 
 if TYPE_CHECKING:
     import torch

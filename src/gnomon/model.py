@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gnomon.arch.network import Network
-from gnomon.capability import Origin, ParsedOptions, Registry, StageContext
+from gnomon.capability import Origin
 from gnomon.engine.certificate import Certificate, certified
 from gnomon.engine.request import Request, SamplingParams
 from gnomon.engine.worker import EngineStats, EngineWorker
@@ -46,8 +46,10 @@ from gnomon.prompts import (
     messages_of,
     prompts_of,
 )
+from gnomon.registry import ParsedOptions, Registry
 from gnomon.sampling.params import sampling_params
 from gnomon.session import describe_token
+from gnomon.stages import StageContext
 from gnomon.submission import Recorder, Submission, make_request, noted_run
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from gnomon.capability import ParsedOptions, PromptStage, StageContext
 from gnomon.errors import PromptError
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.patches.table import Laid
+from gnomon.registry import ParsedOptions
+from gnomon.stages import PromptStage, StageContext
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
-from gnomon.capability import Capability, Origin, Registry, Resolved, nearest, option_error
+from gnomon.capability import Capability, Origin, Resolved
 from gnomon.errors import ConfigError, UnknownOption, UsageError
+from gnomon.registry import Registry, nearest, option_error
 
 RECIPE = Capability(
     name="recipe",

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from gnomon.capability import Released, StreamStage, TokenGate
 from gnomon.engine.request import Decision, Finished, PromptLogprob, TokenEvent
 from gnomon.generation import Chunk, FinishReason, TokenLogprob, Usage
 from gnomon.models.tokenizer import Tokenizer
+from gnomon.stages import Released, StreamStage, TokenGate
 
 
 @dataclass(frozen=True)

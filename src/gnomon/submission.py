@@ -17,7 +17,6 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from gnomon.capability import Stages, TokenGate
 from gnomon.engine.request import Decision, Finished, Request, SamplingParams, TokenEvent
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import GnomonError
@@ -25,6 +24,7 @@ from gnomon.generation import Chunk, Generation, Run, TokenLogprob
 from gnomon.kernels.side import SidePath
 from gnomon.models.tokenizer import Tokenizer
 from gnomon.session import SessionInfo, TextSession
+from gnomon.stages import Stages, TokenGate
 
 log = logging.getLogger("gnomon.submission")
 

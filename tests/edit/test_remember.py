@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from gnomon.capability import Registry
 from gnomon.edit import Fact, Memory, evaluate, remember
 from gnomon.edit.memories.ike import DEMONSTRATIONS
 from gnomon.edit.memories.serac import in_scope
@@ -16,6 +15,7 @@ from gnomon.edit.remembering import memory_methods, method_of_memory
 from gnomon.edit.retriever import Retriever, sentence
 from gnomon.errors import NotAllowedInRequest, UnknownOption, UsageError
 from gnomon.model import Model
+from gnomon.registry import Registry
 
 TOWER = Fact("The tower stands in", "tower", "Rome")
 RIVER = Fact("The river flows to", "river", "Oslo")

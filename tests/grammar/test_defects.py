@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from gnomon.capability import Ruling
 from gnomon.grammar import compile
 from gnomon.grammar.cache import key_of
 from gnomon.grammar.closing import NoChecks
@@ -18,6 +17,7 @@ from gnomon.grammar.schema import lookaround
 from gnomon.grammar.selecting import _Summing
 from gnomon.grammar.tools import HERMES, CallReader
 from gnomon.model import Model
+from gnomon.stages import Ruling
 
 UNIQUE = {"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True, "minItems": 2}
 PERSON = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gnomon.capability import StageContext
 from gnomon.errors import Conflict
 from gnomon.grammar.healing import HealOptions, trim
 from gnomon.grammar.selecting import spelling_of
 from gnomon.model import Model
+from gnomon.stages import StageContext
 
 PROMPT = 'The link is <a href="http:'
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from gnomon.capability import Released
 from gnomon.guard import Guard, Judgement, lookout, scanner
 from gnomon.guard import scanning as registry
 from gnomon.guard.lane import Lane
@@ -22,6 +21,7 @@ from gnomon.guard.stage import AnswerGuard
 from gnomon.guard.watching import Failure, Watcher
 from gnomon.model import Model
 from gnomon.serve import sse
+from gnomon.stages import Released
 from helpers.saying import saying
 
 from .test_session import KEY

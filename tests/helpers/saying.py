@@ -10,8 +10,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from gnomon.capability import Capability, Registry, StageContext
+from gnomon.capability import Capability
 from gnomon.model import Model
+from gnomon.registry import Registry
+from gnomon.stages import StageContext
 
 
 class SayOptions(BaseModel):

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from gnomon.capability import OPERATOR_ONLY, Capability, Origin, Registry, Released
+from gnomon.capability import OPERATOR_ONLY, Capability, Origin
 from gnomon.errors import ConfigError, Conflict, NotAllowedInRequest, UnknownOption, UsageError
+from gnomon.registry import Registry
+from gnomon.stages import Released
 
 
 class ShoutOptions(BaseModel):
@@ -87,7 +89,8 @@ def test_an_unknown_key_lists_the_near_one() -> None:
 
 THIRD_PARTY = """
 from pydantic import BaseModel
-from gnomon.capability import Capability, Released
+from gnomon.capability import Capability
+from gnomon.stages import Released
 
 class Options(BaseModel):
     suffix: str = "?"

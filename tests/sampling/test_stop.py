@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gnomon.capability import Origin, Registry
+from gnomon.capability import Origin
 from gnomon.errors import UsageError
+from gnomon.registry import Registry
 from gnomon.sampling.stop import StopStage
 
 texts = st.text(alphabet="ab\n", max_size=30)

@@ -45,7 +45,7 @@ class Conversation:
             "load": lambda: self._load(argument), "info": self._info,
         }  # fmt: skip
         if name not in actions:
-            from gnomon.capability import nearest
+            from gnomon.registry import nearest
 
             raise UsageError(f"Unknown command /{name}.", hint=nearest(name, [*actions, "retry", "bye"]))
         return actions[name]()
@@ -105,7 +105,8 @@ class Conversation:
 
 
 def _check_option(name: str, value: Any) -> None:
-    from gnomon.capability import Origin, Registry
+    from gnomon.capability import Origin
+    from gnomon.registry import Registry
 
     Registry.installed().parse({name: value}, Origin.COMMAND)
 

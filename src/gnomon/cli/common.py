@@ -61,7 +61,7 @@ def loading_options() -> list[Parameter]:
 
 def capability_flags(*, leave_out: Sequence[str] = ()) -> list[Parameter]:
     """One flag per option field of each inline capability, and `--NAME VALUE` for every other one."""
-    from gnomon.capability import Registry
+    from gnomon.registry import Registry
 
     registry = Registry.installed()
     flags = [_flag(name, info) for name, (_, info) in registry.inline_fields().items() if name not in leave_out]
@@ -97,7 +97,7 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
 
 def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """The capability options among a command's values, parsed from their command-line forms."""
-    from gnomon.capability import Registry
+    from gnomon.registry import Registry
 
     registry = Registry.installed()
     keys = set(registry.keys())

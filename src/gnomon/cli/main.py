@@ -59,8 +59,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            from gnomon.capability import nearest
             from gnomon.errors import UsageError
+            from gnomon.registry import nearest
 
             raise UsageError(f"No such command `{args[0]}`.", hint=nearest(args[0], self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
@@ -68,7 +68,7 @@ class LazyGroup(TyperGroup):
 
 def _capability_commands() -> dict[str, tuple[str, str]]:
     """Commands that installed capabilities bring: name -> (import string, help)."""
-    from gnomon.capability import Registry
+    from gnomon.registry import Registry
 
     found = Registry.installed().capabilities.values()
     return {capability.name: (capability.commands, capability.help) for capability in found if capability.commands}

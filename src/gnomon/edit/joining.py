@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gnomon.capability import OPERATOR_ONLY, StageContext
+from gnomon.capability import OPERATOR_ONLY
 from gnomon.errors import EditError, UnsupportedModel
 from gnomon.models.cache import cache_dir
+from gnomon.stages import StageContext
 
 if TYPE_CHECKING:
     from gnomon.model import Model

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gnomon.capability import nearest, option_error
 from gnomon.errors import UnknownOption, UsageError
+from gnomon.registry import nearest, option_error
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gnomon.capability import OPERATOR_ONLY, StageContext, nearest, option_error
+from gnomon.capability import OPERATOR_ONLY
 from gnomon.edit.memory import Memory, remembered_facts
 from gnomon.errors import UsageError
+from gnomon.registry import nearest, option_error
+from gnomon.stages import StageContext
 
 if TYPE_CHECKING:
     from gnomon.edit.facts import Fact

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gnomon.capability import nearest
 from gnomon.errors import UsageError
 from gnomon.models.patch import Dense, Patch
+from gnomon.registry import nearest
 
 if TYPE_CHECKING:
     from gnomon.models.checkpoint import Checkpoint

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gnomon.capability import option_error
 from gnomon.ensemble.options import EnsembleOptions, MemberOptions, Policy
 from gnomon.errors import ConfigError, UsageError
 from gnomon.loading import load
 from gnomon.model import Model
+from gnomon.registry import option_error
 
 log = logging.getLogger("gnomon.ensemble")
 MemberLike = str | Path | Model | MemberOptions

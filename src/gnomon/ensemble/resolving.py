@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from gnomon.capability import Registry, Resolved, nearest
+from gnomon.capability import Resolved
 from gnomon.ensemble.gac import from_gac, is_gac
 from gnomon.ensemble.options import EnsembleOptions, MemberOptions
 from gnomon.errors import ConfigError, GnomonError, UsageError
 from gnomon.loading import LoadSettings
 from gnomon.models.reference import Reference
+from gnomon.registry import Registry, nearest
 
 SUFFIXES = (".yaml", ".yml")
 

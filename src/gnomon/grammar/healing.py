@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from gnomon.capability import Capability, StageContext
+from gnomon.capability import Capability
 from gnomon.errors import UsageError
 from gnomon.grammar.selecting import Spelling, spelling_of
+from gnomon.stages import StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor

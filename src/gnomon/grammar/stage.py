@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnomon.capability import Ruling, StageContext
 from gnomon.engine.request import TokenEvent
 from gnomon.errors import GrammarError
 from gnomon.generation import Outcome, Trace
@@ -23,6 +22,7 @@ from gnomon.grammar.cost import kept_mass
 from gnomon.grammar.grammar import Grammar, spell
 from gnomon.grammar.options import GrammarOptions
 from gnomon.grammar.vocabulary import Vocabulary, vocabulary_of
+from gnomon.stages import Ruling, StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from gnomon.capability import option_error
 from gnomon.errors import ConfigError, UsageError
 from gnomon.guard.automaton import Program, Source
 from gnomon.guard.finding import Result
@@ -28,6 +27,7 @@ from gnomon.guard.scanning import get, names
 from gnomon.guard.session import Bound, Session, verdict_of
 from gnomon.guard.vault import Vault
 from gnomon.guard.watching import Watch
+from gnomon.registry import option_error
 
 Direction = Literal["input", "output"]
 VERSION = 1

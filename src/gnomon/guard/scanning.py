@@ -18,8 +18,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from gnomon.capability import nearest
 from gnomon.errors import ConfigError
+from gnomon.registry import nearest
 
 GROUP = "gnomon.scanners"
 State = Literal["exact", "unvalidated"]

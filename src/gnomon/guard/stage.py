@@ -10,7 +10,6 @@ import time
 from collections import deque
 from typing import Any
 
-from gnomon.capability import Released, StageContext
 from gnomon.errors import Blocked
 from gnomon.guard.detour import Detour
 from gnomon.guard.finding import Finding
@@ -19,6 +18,7 @@ from gnomon.guard.meter import METER
 from gnomon.guard.policy import GuardOptions
 from gnomon.guard.session import Step, joined
 from gnomon.guard.vault import Restorer, Vault
+from gnomon.stages import Released, StageContext
 
 
 class PromptGuard:

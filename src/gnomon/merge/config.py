@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gnomon.capability import OPERATOR_ONLY, option_error
+from gnomon.capability import OPERATOR_ONLY
 from gnomon.errors import ConfigError, UnknownOption
 from gnomon.merge.registry import find_method, suggest
 from gnomon.merge.settings import Setting
+from gnomon.registry import option_error
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64")
 Reference = Annotated[str, OPERATOR_ONLY]

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
-from gnomon.capability import OPERATOR_ONLY, option_error
+from gnomon.capability import OPERATOR_ONLY
 from gnomon.errors import ConfigError, MergeError, UnknownOption
 from gnomon.merge.build import open_model
 from gnomon.merge.config import Reference, read_documents, reference_text
@@ -27,6 +27,7 @@ from gnomon.merge.planned import MergePlan, Source, TensorPlan
 from gnomon.merge.registry import suggest
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.progress import progress
+from gnomon.registry import option_error
 
 ROUTER = "the router"
 PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}

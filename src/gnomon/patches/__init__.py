@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gnomon.capability import Capability, StageContext
+from gnomon.capability import Capability
+from gnomon.stages import StageContext
 
 MOST_PATCHES = 16
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gnomon.capability import nearest
 from gnomon.errors import PatchError, PatchNotFound, UsageError
 from gnomon.kernels.side import SidePath
 from gnomon.models.cache import atomic_write, cache_dir
@@ -26,6 +25,7 @@ from gnomon.models.patch import LowRank, Patch
 from gnomon.models.patch.file import SUFFIX
 from gnomon.models.patch.open import open_patch
 from gnomon.models.patch.overlay import check_fits
+from gnomon.registry import nearest
 
 log = logging.getLogger("gnomon.patches")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gnomon.capability import StageContext
 from gnomon.errors import UsageError
+from gnomon.stages import StageContext
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gnomon.capability import Released, StageContext
+from gnomon.stages import Released, StageContext
 
 MOST_STOPS = 16
 LONGEST_STOP = 1000

@@ -16,11 +16,12 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from gnomon.capability import Registry, load_attribute
+from gnomon.capability import load_attribute
 from gnomon.grammar.cache import compile_apart
 from gnomon.grammar.worker import Worker
 from gnomon.model import Model
 from gnomon.recipe import ServeOptions
+from gnomon.registry import Registry
 from gnomon.serve import chat, completions, embeddings, errors, health
 from gnomon.serve.gate import Gate, GatePolicy, allowed_hosts
 from gnomon.serve.state import ServerState

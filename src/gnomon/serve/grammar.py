@@ -7,9 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gnomon.capability import Origin, Registry
+from gnomon.capability import Origin
 from gnomon.errors import UsageError
 from gnomon.grammar.options import GrammarOptions
+from gnomon.registry import Registry
 from gnomon.serve.body import read_json, schema
 
 router = APIRouter()

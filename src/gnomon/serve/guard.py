@@ -18,12 +18,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from gnomon.capability import Origin, Registry
+from gnomon.capability import Origin
 from gnomon.errors import Overloaded, UsageError
 from gnomon.guard.guard import Guard
 from gnomon.guard.policy import GuardOptions
 from gnomon.guard.scanners.moderation import CATEGORIES, categories
 from gnomon.guard.session import Session
+from gnomon.registry import Registry
 from gnomon.serve.body import read_json, schema
 from gnomon.serve.protocol import parse
 from gnomon.serve.state import state_of

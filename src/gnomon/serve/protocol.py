@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gnomon.capability import nearest, option_error
 from gnomon.errors import UsageError
+from gnomon.registry import nearest, option_error
 
 BOOKKEEPING = frozenset(
     ["metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user"]

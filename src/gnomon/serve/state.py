@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 from fastapi import Request
 
-from gnomon.capability import nearest
 from gnomon.engine.certificate import Certificate
 from gnomon.errors import ContextLengthExceeded, ModelNotFound, NotReady, Overloaded, UsageError
 from gnomon.generation import Chunk
 from gnomon.model import Model
 from gnomon.recipe import ServeOptions
+from gnomon.registry import nearest
 from gnomon.serve.metrics import Metrics
 from gnomon.submission import Submission
 
