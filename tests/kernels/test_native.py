@@ -93,6 +93,22 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bytes(dtype: str)
     assert compared >= 3
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("inputs", [16, 90, 576, 581])
+def test_few_rows_read_weights_as_streams_with_the_same_bytes_everywhere(dtype: str, inputs: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(24, inputs), torch.randn(131, inputs), torch.randn(131)
+    generic = operators(dtype, 1, "generic")
+    reference = generic.linear(x, generic.linear_weight(weight), bias)
+    for isa in ISAS:
+        for threads in (1, 3):
+            ops = operators(dtype, threads, isa)
+            laid = ops.linear_weight(weight)
+            for rows in range(1, 10):
+                found = ops.linear(x[:rows], laid, bias)
+                assert found.numpy().tobytes() == reference[:rows].numpy().tobytes(), (isa, threads, rows)
+
+
 def test_flushing_denormals_elsewhere_changes_no_bit() -> None:
     ops = operators(threads=2)
     before = everything(ops)
