@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything reads triton: its kernels run here without a GPU
+
 from gnomon.ensemble import Ensemble
 from gnomon.errors import FetchError
 from gnomon.loading import load

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are read
 pytest.importorskip("triton", reason="triton is not installed (extra `cuda`)")
 
 from gnomon.arch.network import build_network
