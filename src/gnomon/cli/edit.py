@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from gnomon.cli.common import print_json, print_table
+from gnomon.cli.edit_printing import about, facts_line, print_report
+from gnomon.cli.patch import revert
 from gnomon.edit.memory import SUFFIX as MEMORY
 from gnomon.edit.memory import Memory
 from gnomon.errors import EditError, UsageError
@@ -108,9 +110,9 @@ def make(
     if output is not None and (force or not failed):
         saved = patch.save(output)
     if json:
-        print_json({**_about(patch), "report": dict(patch.report), "file": str(saved) if saved else None})
+        print_json({**about(patch), "report": dict(patch.report), "file": str(saved) if saved else None})
     else:
-        _print_report(patch, saved)
+        print_report(patch, saved)
     if failed:
         raise EditError(
             f"{len(failed)} of {len(patch.report['facts'])} facts do not hold in the edited model's own text"
@@ -167,13 +169,13 @@ def list_patches(
     found = [(file, Patch.load(file)) for file in files]
     edits = [(file, patch) for file, patch in found if patch.metadata.get("kind") == "edit"]
     if json:
-        print_json([{"file": str(file), **_about(patch)} for file, patch in edits])
+        print_json([{"file": str(file), **about(patch)} for file, patch in edits])
         return
     if not edits:
         print(f"No edits in {folder}.")
         return
     rows = [
-        (file.name, patch.metadata["method"], patch.base[:12], f"{patch.bytes / 1000:.1f} kB", _facts_line(patch))
+        (file.name, patch.metadata["method"], patch.base[:12], f"{patch.bytes / 1000:.1f} kB", facts_line(patch))
         for file, patch in edits
     ]
     print_table(("FILE", "METHOD", "BASE", "SIZE", "FACTS"), rows)
@@ -187,12 +189,12 @@ def show(
     """Everything that a patch file says of itself."""
     patch = _load(file)
     if json and isinstance(patch, Memory):
-        print_json({**_about(patch), **patch.as_options(), "report": dict(patch.report)})
+        print_json({**about(patch), **patch.as_options(), "report": dict(patch.report)})
         return
     if json:
-        print_json({**_about(patch), "metadata": dict(patch.metadata), "report": dict(patch.report)})
+        print_json({**about(patch), "metadata": dict(patch.metadata), "report": dict(patch.report)})
         return
-    _print_report(patch, None)
+    print_report(patch, None)
 
 
 @app.command("eval")
@@ -346,24 +348,12 @@ def merge_edits(
     merged = join_edits([_load(file) for file in patches], latest=latest)
     saved = merged.save(output)
     if json:
-        print_json({**_about(merged), "file": str(saved)})
+        print_json({**about(merged), "file": str(saved)})
     else:
-        print(f"written  {saved}: {_facts_line(merged)}")
+        print(f"written  {saved}: {facts_line(merged)}")
 
 
-@app.command("revert")
-def revert_edit(
-    model: Path = typer.Argument(..., help="A model directory that an edit was written into."),
-    json: bool = typer.Option(False, "--json", help="As JSON."),
-) -> None:
-    """Take the last written edit out of a model directory: every bit as before."""
-    from gnomon.models.patch.written import revert_directory
-
-    restored = revert_directory(model)
-    if json:
-        print_json({"model": str(model), "identity": restored})
-    else:
-        print(f"{model} is {restored[:16]} again")
+app.command("revert")(revert)
 
 
 def _load(file: Path) -> Any:
@@ -395,53 +385,3 @@ def _hyper(given: list[str] | None) -> dict[str, Any]:
         except ValueError:
             options[key] = value
     return options
-
-
-def _about(patch: Any) -> dict[str, Any]:
-    if isinstance(patch, Memory):
-        return {"identity": patch.identity, "method": patch.method, "bytes": patch.bytes}
-    return {
-        "identity": patch.identity,
-        "base": patch.base,
-        "method": patch.metadata.get("method"),
-        "bytes": patch.bytes,
-        "tensors": sorted(patch.deltas),
-    }
-
-
-def _facts_line(patch: Any) -> str:
-    facts = [fact.as_dict() for fact in patch.facts] if isinstance(patch, Memory) else patch.metadata.get("facts", [])
-    first = f"{facts[0]['prompt']} -> {facts[0]['target']}" if facts else ""
-    return first + (f" and {len(facts) - 1} more" if len(facts) > 1 else "")
-
-
-def _print_report(patch: Any, saved: Path | None) -> None:
-    for told in patch.report.get("facts", ()):
-        mark = {True: "holds", False: "DOES NOT HOLD"}.get(told.get("holds"), "")
-        print(f"{told['prompt']} -> {told['target']}   {mark}")
-        if "subject" in told:
-            print(f"  subject  {told['subject']}")
-        for key, label in (("before", "before"), ("after", "after")):
-            if key in told:
-                print(f"  {label:8} {_one_line(told[key])}")
-            if f"chat_{key}" in told:
-                print(f"  {'':8} in a chat: {_one_line(told[f'chat_{key}'])}")
-    if isinstance(patch, Memory):
-        print(f"method   {patch.method}; looked up by {patch.embedder}")
-        print(f"memory   {patch.identity[:12]}, {patch.bytes / 1000:.1f} kB")
-        if saved is not None:
-            print(f"written  {saved}; use it with --remember @{saved}")
-        return
-    about = patch.metadata
-    used = "; ".join(f"layer {k}: {v['corpus']}, {v['tokens']} tokens" for k, v in about.get("moments", {}).items())
-    print(f"method   {about.get('method')}, {', '.join(sorted(patch.deltas))}")
-    if used:
-        print(f"moments  {used}")
-    seconds = patch.report.get("seconds")
-    print(f"patch    {patch.identity[:12]}, {patch.bytes / 1000:.1f} kB" + (f", {seconds} s" if seconds else ""))
-    if saved is not None:
-        print(f"written  {saved}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

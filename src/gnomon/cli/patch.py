@@ -179,7 +179,7 @@ def revert(
     model: Path = typer.Argument(..., help="A model directory that a patch was applied to."),
     json: bool = JSON,
 ) -> None:
-    """Take the last applied patch out of a model directory: every bit as before."""
+    """Take the last applied patch or edit out of a model directory: every bit as before."""
     from gnomon.models.patch.written import revert_directory
 
     restored = revert_directory(model)

@@ -20,12 +20,12 @@ from gnomon.capability import OPERATOR_ONLY
 from gnomon.errors import ConfigError, MergeError, UnknownOption
 from gnomon.merge.build import open_model
 from gnomon.merge.config import Reference, read_documents, reference_text
-from gnomon.merge.held import HeldCheckpoint
 from gnomon.merge.layout import Layout
 from gnomon.merge.merged import MergedCheckpoint
 from gnomon.merge.planned import MergePlan, Source, TensorPlan
 from gnomon.merge.registry import suggest
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.held_checkpoint import HeldCheckpoint
 from gnomon.progress import progress
 from gnomon.registry import option_error
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from gnomon.errors import MergeError, UsageError
 from gnomon.kernels import available_threads
-from gnomon.merge.held import HeldCheckpoint
 from gnomon.merge.layout import HEADS, is_vocabulary_table
 from gnomon.merge.merged import MergedCheckpoint
 from gnomon.merge.planned import MergePlan, Source, TensorPlan
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.held_checkpoint import HeldCheckpoint
 from gnomon.progress import progress
 
 METHODS = ("omp", "mean", "zero")

@@ -6,13 +6,12 @@ A pickle that asks for anything but tensors is refused. Everything else is as in
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnomon.errors import CheckpointError
 from gnomon.models import identity
-from gnomon.models.checkpoint import Checkpoint, TensorInfo
+from gnomon.models.held_checkpoint import HeldCheckpoint
 from gnomon.models.safetensors_checkpoint import read_chat_template, read_json
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from gnomon.models.tokenizer import Tokenizer
 
 
-class BinCheckpoint(Checkpoint):
+class BinCheckpoint(HeldCheckpoint):
     """config.json + tokenizer files + pytorch_model*.bin (memory-mapped)."""
 
     def __init__(self, path: Path, reference: str | None = None) -> None:
@@ -36,19 +35,6 @@ class BinCheckpoint(Checkpoint):
         self._tensors: dict[str, Tensor] = {}
         for file in self.files:
             self._tensors |= load_tensors(file)
-
-    def info(self, name: str) -> TensorInfo:
-        tensor = self._tensors[name]
-        return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
     @property
     def identity(self) -> str:

@@ -1,4 +1,4 @@
-"""Tensors in memory as a checkpoint: what a command has computed, to stand among a merge's inputs."""
+"""Tensors in memory as a checkpoint: what a command has computed, or what a file gave whole."""
 
 from __future__ import annotations
 
