@@ -24,7 +24,7 @@ from gnomon.engine.memory import give_back
 from gnomon.engine.runner import PagedRunner
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import UsageError
-from gnomon.kernels import make_operators
+from gnomon.kernels import kernel_name, make_operators
 from gnomon.kernels.batch import PAGE
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.profile import NumericProfile
@@ -87,7 +87,8 @@ def load(
 
     ref: zoo name, directory, .gguf file, hf:, pip:, recipe or merge file, or a Checkpoint in memory (patched, merged);
     default smollm2-135m-instruct.
-    profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf". defaults: option values used where a call gives none.
+    profile (alias dtype): "fp32" | "bf16" | "int8" | "gguf" | "auto" (the default: see `default_profile`). defaults:
+    option values used where a call gives none.
     kv_memory: bytes for keys and values (default: what max_sequences need, at most a quarter of free memory).
     max_sequences, token_budget: sequences decoded at once (64), tokens computed in one step (256).
     max_context: refuse longer sequences than this, below the model's own limit.
@@ -138,7 +139,7 @@ def load(
         _only_on_cpu(device, "An embedding model")
         _not_taken(
             "An embedding model",
-            profile=None if chosen == "fp32" else chosen,
+            profile=None if chosen in (None, "fp32") else chosen,
             kernel=kernel,
             determinism=determinism,
             speculation=None if speculation == "lookup" else speculation,
@@ -150,6 +151,8 @@ def load(
         from gnomon.arch.encoder import build_encoder
 
         return Model(checkpoint, encoder=build_encoder(checkpoint, threads), defaults=merged, open_model=load)
+    if chosen is None:
+        chosen = default_profile(checkpoint, kernel, device)
     ops = make_operators(chosen, kernel=kernel, threads=threads, device=device)
     if chosen == "gguf" and not checkpoint.has_blocks:
         raise UsageError(
@@ -292,19 +295,36 @@ def _free_memory() -> int:
     return 4 << 30
 
 
-def _profile_name(profile: str | None, dtype: Any) -> str:
-    """The numeric profile's name from `profile=` or its alias `dtype=` (a name or a torch dtype)."""
+def default_profile(checkpoint: Checkpoint, kernel: str | None = None, device: str | None = None) -> str:
+    """The profile of who names none: bf16 for weights stored in 16 bits or fewer, fp32 for weights stored in 32.
+
+    bf16 rounds stored weights only and computes in float32, so weights stored in bfloat16 lose nothing by it, and
+    others less than bfloat16 arithmetic takes elsewhere (docs/kernels.md, Which profile). Pure-torch kernels and
+    networks of transformers compute in fp32: bf16 would be no faster there.
+    """
+    name = (checkpoint.config.get("architectures") or ["(none)"])[0]
+    if name not in FAMILIES or (device in (None, "cpu") and kernel_name(kernel) == "torch"):
+        return "fp32"
+    wide = not checkpoint.has_blocks and all(checkpoint.info(tensor).dtype == "float32" for tensor in checkpoint)
+    return "fp32" if wide else "bf16"
+
+
+def _profile_name(profile: str | None, dtype: Any) -> str | None:
+    """The numeric profile's name from `profile=` or its alias `dtype=` (a name or a torch dtype); None: the default."""
     if profile is not None and dtype is not None and profile != _spelling(dtype):
         raise UsageError(f"profile `{profile}` and dtype `{dtype}` disagree.", param="dtype")
-    name = _spelling(profile if profile is not None else dtype if dtype is not None else "fp32")
+    said = profile if profile is not None else dtype
+    if said in (None, "auto"):
+        return None
+    name = _spelling(said)
     if name not in PROFILES:
-        raise UsageError(f"Unknown profile `{name}`.", hint=f"Known: {', '.join(PROFILES)}.", param="profile")
+        raise UsageError(f"Unknown profile `{name}`.", hint=f"Known: {', '.join(PROFILES)}, auto.", param="profile")
     return name
 
 
 def _spelling(dtype: Any) -> str:
     name = str(dtype).removeprefix("torch.")
-    return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "auto": "fp32"}.get(name, name)
+    return {"float32": "fp32", "float": "fp32", "bfloat16": "bf16"}.get(name, name)
 
 
 def open_reference(ref: str | Path, *, fetch: bool = True) -> Checkpoint:

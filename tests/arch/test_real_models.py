@@ -7,17 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from gnomon.errors import UsageError
+import gnomon
+from gnomon.errors import FetchError, UsageError
 from gnomon.model import Model
+from helpers.tiny import write_tiny_model
 
 GOLDENS = Path(__file__).parent / "goldens"
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("fixture", "name"), [("smollm2", "smollm2-135m-instruct"), ("gemma", "gemma-3-270m")])
-def test_greedy_ids_equal_transformers(fixture: str, name: str, request: pytest.FixtureRequest) -> None:
-    model: Model = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_greedy_ids_equal_transformers_in_fp32(name: str) -> None:
+    try:
+        model = gnomon.load(name, profile="fp32")
+    except FetchError as error:
+        pytest.skip(str(error))
+    with model:
+        greedy_ids_are_the_recorded_ones(model, name)
+
+
+def greedy_ids_are_the_recorded_ones(model: Model, name: str) -> None:
     golden = json.loads((GOLDENS / f"{name}.json").read_text())
     assert model.checkpoint.identity == golden["identity"]
     prompts = [run["prompt_ids"] for run in golden["runs"]]
@@ -33,6 +44,24 @@ def test_greedy_ids_equal_transformers(fixture: str, name: str, request: pytest.
 
 
 @pytest.mark.model
+def test_who_names_no_profile_gets_bf16_for_weights_of_16_bits_or_fewer_and_fp32_for_wider(
+    smollm2: Model, tiny: Model, tmp_path: Path
+) -> None:
+    half = write_tiny_model(tmp_path / "half")
+    weights = half / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
+    assert smollm2.profile is not None and tiny.profile is not None
+    assert (smollm2.profile.dtype, tiny.profile.dtype) == ("bf16", "fp32")
+    with gnomon.load(half) as model, gnomon.load(half, profile="fp32") as full:
+        assert model.profile is not None and model.profile.dtype == "bf16"
+        prompt = [5, 6, 7]
+        assert model.generate(prompt, max_tokens=8).token_ids == full.generate(prompt, max_tokens=8).token_ids
+        assert torch.equal(model.logits(prompt), full.logits(prompt))  # stored in bfloat16: nothing is rounded
+    with gnomon.load(half, kernel="torch") as model:
+        assert model.profile is not None and model.profile.dtype == "fp32"
+
+
+@pytest.mark.model
 def test_gemma_needs_its_bos_to_know_tokyo(gemma: Model) -> None:
     assert gemma.generate("The capital of Japan is", max_tokens=1).text == " Tokyo"
 
@@ -44,8 +73,6 @@ def test_the_default_model_knows_paris(smollm2: Model) -> None:
 
 @pytest.mark.model
 def test_minilm_embeds_as_transformers_does_and_a_text_alone_as_in_a_batch() -> None:
-    import gnomon
-
     transformers = pytest.importorskip("transformers")
     texts = ["A cat sits on the mat.", "Ein Hund.", "word " * 400, "x"]
     with gnomon.load("minilm-l6-v2") as model:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gnomon.kernels.operators import Operators
     from gnomon.kernels.watching import Coverage
 
-__all__ = ["available_threads", "canonical", "coverage", "make_operators", "native_reason"]
+__all__ = ["available_threads", "canonical", "coverage", "kernel_name", "make_operators", "native_reason"]
 
 
 def canonical(dtype: str = "fp32", *, kernel: str | None = None, check: bool = True) -> AbstractContextManager[None]:
@@ -58,19 +58,24 @@ def make_operators(
         from gnomon.kernels.triton_operators import TritonOperators
 
         return TritonOperators(dtype, device)
-    choice = kernel or os.environ.get("GNOMON_KERNEL")
-    if choice not in (None, "native", "torch"):
-        raise UsageError(f"Unknown kernel `{choice}`.", hint="Known: native, torch.", param="kernel")
     count = threads or available_threads()
-    reason = native_reason()
-    if choice == "native" and reason is not None:
-        raise UsageError(f"The native kernels are not available: {reason}", hint="`gnomon doctor` says more.")
-    if choice == "torch" or reason is not None:
+    if kernel_name(kernel) == "torch":
         from gnomon.kernels.torch_operators import TorchOperators
 
         return TorchOperators(dtype, count)
     made: Operators = _native_room().NativeOperators(dtype, count)
     return made
+
+
+def kernel_name(kernel: str | None = None) -> str:
+    """Which kernels run on the CPU: what was asked for (kernel, or GNOMON_KERNEL), else native where it was built."""
+    choice = kernel or os.environ.get("GNOMON_KERNEL")
+    if choice not in (None, "native", "torch"):
+        raise UsageError(f"Unknown kernel `{choice}`.", hint="Known: native, torch.", param="kernel")
+    reason = native_reason()
+    if choice == "native" and reason is not None:
+        raise UsageError(f"The native kernels are not available: {reason}", hint="`gnomon doctor` says more.")
+    return "torch" if choice == "torch" or reason is not None else "native"
 
 
 def native_reason() -> str | None:
