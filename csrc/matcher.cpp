@@ -1,4 +1,5 @@
-// The guard's inner loop: characters' classes in, what ended and where matches may still begin out.
+// The guard's inner loop: characters' classes in, what ended and where matches may still begin out. The class after all
+// others is the end of the text: nothing begins there, and what still runs is closed.
 //
 // A Table is an automaton's deterministic states as flat arrays; its owner adds states while texts need them. A state
 // blob is one text's threads (a state, where it began), runs (threads that outgrew the limit) and events, in one array
@@ -23,8 +24,8 @@ struct Event { int64_t kind, start, number, place; };
 
 struct Table {
     int64_t classes;
-    const int32_t* next;         // [states, classes] 0: not known; else (state + 2) << 1 | whether rules end before this class
-    const int32_t* accepts;      // [states, classes] which set of rules ends
+    const int32_t* next;         // [states, classes + 1] 0: not known; else (state + 2) << 1 | whether rules end before this class
+    const int32_t* accepts;      // [states, classes + 1] which set of rules ends
     const int32_t* first;        // [sets, classes + 1] the state of a thread that begins after this class: 0, or state + 2
     const uint8_t* flags;        // [states]
     const uint8_t* urgent_sets;  // [sets]
@@ -40,7 +41,7 @@ extern "C" {
 
 // Advances over classes[place..count), returns how far it came; blob[REASON] says why it stopped there.
 int64_t gnomon_matcher_walk(Table* table, const uint8_t* classes, int64_t place, int64_t count, int64_t* blob, int64_t max_hold) {
-    const int64_t width = table->classes;
+    const int64_t end = table->classes, width = end + 1;
     const int32_t* next = table->next;
     int64_t* marks = table->marks;
     Thread* threads = reinterpret_cast<Thread*>(blob + HEADER);
@@ -57,13 +58,13 @@ int64_t gnomon_matcher_walk(Table* table, const uint8_t* classes, int64_t place,
     while (place < count) {
         const int64_t c = classes[place];
         int64_t begun = 0, following = -1;
-        if (context >= 0) {
+        if (context >= 0 && c != end) {
             const int32_t entry = next[context * width + c];
             if (!entry) { reason = UNKNOWN; break; }
             if (entry & 1) begun = table->accepts[context * width + c];
             following = state_of(entry);
         }
-        const int64_t first = int64_t(table->first[begun * (width + 1) + before + 1]) - 2;
+        const int64_t first = c == end ? NEVER : int64_t(table->first[begun * width + before + 1]) - 2;
         if (first == -2) { reason = UNKNOWN; break; }
         bool known = true, begins = false;
         if (first >= 0) {
@@ -72,7 +73,7 @@ int64_t gnomon_matcher_walk(Table* table, const uint8_t* classes, int64_t place,
             begins = entry != (1 << 1) && marks[first] != tick;  // a thread that ends here without a match says nothing
         }
         for (int64_t i = 0; i < live && known; ++i) known = next[threads[i].state * width + c] != 0;
-        for (int64_t i = 0; i < running && known; ++i) known = next[runs[i].state * width + c] != 0;
+        for (int64_t i = 0; i < running && known && c != end; ++i) known = next[runs[i].state * width + c] != 0;
         if (!known) { reason = UNKNOWN; break; }
         if (live + 1 > blob[THREAD_ROOM] || written + 3 * (live + 1) + running > blob[EVENT_ROOM]) { reason = FULL; break; }
 
@@ -114,11 +115,11 @@ int64_t gnomon_matcher_walk(Table* table, const uint8_t* classes, int64_t place,
             }
         }
         live = kept;
-        ++position;
+        if (c != end) ++position;
         int64_t going = 0;
         for (int64_t i = 0; i < running; ++i) {
             Run run = runs[i];
-            const int64_t state = state_of(next[run.state * width + c]);
+            const int64_t state = c == end ? NEVER : state_of(next[run.state * width + c]);
             if (state < 0) {
                 events[written++] = {CLOSE, run.start, run.rule, run.end};
                 continue;
@@ -134,9 +135,10 @@ int64_t gnomon_matcher_walk(Table* table, const uint8_t* classes, int64_t place,
             }
         }
         running = going;
+        ++place;
+        if (c == end) break;
         context = following;
         before = c;
-        ++place;
         if (attention || (live && position - threads[0].start >= max_hold)) { reason = ATTENTION; break; }
     }
     int64_t frontier = position;

@@ -174,6 +174,8 @@ class Program:
         self.signatures = list(known)
         if self.class_count > 255:
             raise UsageError(f"The rules tell {self.class_count} kinds of characters apart; at most 255 are possible.")
+        self.end = bytes([self.class_count])
+        """The class of the text's end, as walks read it."""
         self._latin = bytes(self._class_at[bisect_right(bounds, code) - 1] for code in range(256))
         self._wide_bounds = np.array(bounds, np.uint32)
         self._wide_classes = np.array(self._class_at, np.uint8)
@@ -298,8 +300,11 @@ class Program:
     def at_end(self, state: State) -> tuple[int, ...]:
         """Rules whose match ends where the text ends."""
         if state.last is None:
-            closure = self._closure(state.kernel, state.mask, END)
-            state.last = tuple(sorted({self.final[one] for one in closure if self.final[one] >= 0}))
+            with self._lock:
+                closure = self._closure(state.kernel, state.mask, END)
+                state.last = tuple(sorted({self.final[one] for one in closure if self.final[one] >= 0}))
+                if state.id < len(self.table) and self.table[state.id] is state:
+                    self.rows.set(state.id, self.class_count, -1, state.last)
         return state.last
 
     def _closure(self, kernel: Kernel, mask: int, character_class: int) -> set[int]:

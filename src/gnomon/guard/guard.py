@@ -22,9 +22,11 @@ from gnomon.guard.finding import Result
 from gnomon.guard.lane import Lane, Plan
 from gnomon.guard.lookout import Lookout
 from gnomon.guard.policy import DEFAULT, Check, GuardOptions
+from gnomon.guard.reports import Bound
 from gnomon.guard.rules import Rule, make_rule, pack, pack_names, read_rules, word_rule
 from gnomon.guard.scanning import get, names
-from gnomon.guard.session import Bound, Session, verdict_of
+from gnomon.guard.session import Session
+from gnomon.guard.step import verdict_of
 from gnomon.guard.vault import Vault
 from gnomon.guard.watching import Watch
 from gnomon.registry import option_error
@@ -91,16 +93,16 @@ class Guard:
         waits: a push waits for the scanners that hold its text (each at most its time); without, what they clear leaves
         with a later push, and only finish() waits.
         """
-        one = self._compiled[direction]
+        one, options = self._compiled[direction], self.options
         return Session(
             one.bounds,
             [Lane(plan) for plan in one.plans],
             Lookout(one.watches, prompt) if one.watches else None,
-            fingerprint=f"{self.fingerprint}/{direction}",
-            vault=vault,
-            shadow=self.options.shadow,
-            message=self.options.on_block.message if direction == "output" else "",
-            waits=waits,
+            f"{self.fingerprint}/{direction}",
+            vault,
+            options.shadow,
+            options.on_block.message if direction == "output" else "",
+            waits,
         )
 
     def scan(
@@ -110,7 +112,7 @@ class Guard:
         session = self.session(direction, vault=vault, prompt=prompt)
         out = session.whole(text)
         findings = tuple(session.findings)
-        risk = max((finding.score * RISK[finding.action] for finding in findings), default=0.0)
+        risk = max([finding.score * RISK[finding.action] for finding in findings], default=0.0)
         verdict = verdict_of(findings)
         return Result(out, verdict in ("pass", "flag"), risk, findings, verdict)
 

@@ -1,7 +1,7 @@
 """An automaton's deterministic states as flat arrays: what the native walk (csrc/matcher.cpp) reads.
 
-Kept beside the states as they are made, under their owner's lock; a walk runs under the interpreter's. Sets of rules
-that end together, or begin together, are numbered; 0 is the empty one. Knows nothing of what states mean.
+The last class is the end of the text. Kept beside the states as they are made, under their owner's lock; a walk runs
+under the interpreter's. Sets of rules that end together, or begin together, are numbered; 0 is the empty one. Knows nothing of what states mean.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Rows:
         self.count = 0
         self.sets: list[Rules] = [()]
         self._set_ids: dict[Rules, int] = {(): 0}
-        self.next = np.zeros((64, classes), np.int32)
-        self.accepts = np.zeros((64, classes), np.int32)
+        self.next = np.zeros((64, classes + 1), np.int32)
+        self.accepts = np.zeros((64, classes + 1), np.int32)
         self.flags = np.zeros(64, np.uint8)
         self.marks = np.zeros(64, np.int64)
         self.first = np.zeros((16, classes + 1), np.int32)

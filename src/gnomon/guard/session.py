@@ -8,49 +8,20 @@ became safe is dropped, not let out. Knows nothing of tokens, engines or HTTP.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from gnomon.errors import UsageError
 from gnomon.guard.finding import Finding
 from gnomon.guard.lane import Hit, Lane
 from gnomon.guard.lookout import Lookout
+from gnomon.guard.reports import Bound, Reports
+from gnomon.guard.step import Step, joined, verdict_of
 from gnomon.guard.vault import Vault
 
-CHANGES = {"redact", "replace", "vault"}
 SLICE = 1 << 16
 """Characters looked at in one go, so that a huge text needs little memory."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A rule as a policy uses it. number's meaning for Hits: its place in the guard's list of these."""
-
-    name: str
-    action: str
-    replacement: str
-    entity: str = ""
-
-
-class Step(NamedTuple):
-    """What one push did. hidden: spans of the text that were replaced; settled: text before it is decided."""
-
-    text: str = ""
-    settled: int = 0
-    hidden: tuple[tuple[int, int], ...] = ()
-    findings: tuple[Finding, ...] = ()
-    cut: int | None = None
-
-
-@dataclass(slots=True)
-class _Open:
-    """A finding that later matches of its rule may still extend."""
-
-    start: int
-    end: int
-    score: float
-    note: str
 
 
 @dataclass
@@ -73,9 +44,7 @@ class Session:
         self.length = 0  # characters of the text so far
         self.released = 0  # where the next character to leave lies
         self._waiting: list[Hit] = []
-        self._open: dict[int, _Open] = {}
-        self._found: list[Finding] = []
-        self._fresh: list[Finding] = []  # not told yet
+        self._reports = Reports(self.rules, self.shadow)
         self._blocked: Finding | None = None
         self._finished = False
         self._shifts: list[tuple[int, int]] = []  # (end of a replaced span, how much longer its replacement is)
@@ -96,7 +65,7 @@ class Session:
     @property
     def findings(self) -> list[Finding]:
         """In the order of the text. What is not decided yet is not in it."""
-        return sorted(self._found + [self._finding(n, o) for n, o in self._open.items()])
+        return self._reports.all()
 
     @property
     def verdict(self) -> str:
@@ -151,13 +120,13 @@ class Session:
     def close(self) -> Step:
         if self._finished:
             return Step(settled=self.released)
-        rest = self._decoded("")
+        rest = "" if self._decoder is None else self._decoded("")
         before = self._advance(rest) if rest and self._blocked is None else None
         self._finished = True
         last = Step()
         if self._blocked is None:
             last = self._last()
-        last = last._replace(settled=self.released, findings=last.findings + self._close_findings(None))
+        last = Step(last.text, self.released, last.hidden, last.findings + self._reports.close(None), last.cut)
         return last if before is None else joined([before, last])
 
     def _last(self) -> Step:
@@ -233,8 +202,8 @@ class Session:
         step = self._release(limit, min(limit, settled))
         self._waiting = []
         self._blocked = Finding(hit.start, hit.end, self.rules[hit.number].name, "block", hit.score, hit.note)
-        closed = self._close_findings(None)
-        self._found.append(self._blocked)
+        closed = self._reports.close(None)
+        self._reports.found.append(self._blocked)
         cut = max(limit, self.released)
         return Step(step.text + self.message, cut, step.hidden, (*step.findings, *closed, self._blocked), cut=cut)
 
@@ -251,7 +220,7 @@ class Session:
             if frontier > self.released:
                 text, self.released = self._slice(self.released, frontier), frontier
             self._trim()
-            return Step(text, self.released, (), self._close_findings(min(frontier, settled)))
+            return Step(text, self.released, (), self._reports.close(min(frontier, settled)))
         out: list[str] = []
         hidden: list[tuple[int, int]] = []
         later: list[Hit] = []
@@ -260,7 +229,7 @@ class Session:
             bound = self.rules[hit.number]
             if bound.action == "flag" or self.shadow:
                 if hit.start < settled and not growing:
-                    self._report(hit)
+                    self._reports.add(hit)
                 elif not growing:
                     later.append(hit)
                 continue
@@ -279,13 +248,13 @@ class Session:
                 self._shift(hit.end, self.released - hit.end)
                 self.released = hit.end
             if not growing:
-                self._report(hit)
+                self._reports.add(hit)
         self._waiting = later
         if frontier > self.released:
             out.append(self._slice(self.released, frontier))
             self.released = frontier
         self._trim()
-        return Step("".join(out), self.released, tuple(hidden), self._close_findings(min(frontier, settled)))
+        return Step("".join(out), self.released, tuple(hidden), self._reports.close(min(frontier, settled)))
 
     def _slice(self, start: int, end: int) -> str:
         return self._text[start - self._base : end - self._base]
@@ -303,34 +272,6 @@ class Session:
             self._text = self._text[drop:]
             self._base = keep
 
-    # -- findings -----------------------------------------------------------------------------------------------
-
-    def _report(self, hit: Hit) -> None:
-        """Matches of one rule that overlap are one finding."""
-        known = self._open.get(hit.number)
-        if known is not None and hit.start < known.end:
-            known.end, known.score = max(known.end, hit.end), max(known.score, hit.score)
-            return
-        if known is not None:
-            self._found.append(self._finding(hit.number, known))
-            self._fresh.append(self._found[-1])
-        self._open[hit.number] = _Open(hit.start, hit.end, hit.score, hit.note)
-
-    def _finding(self, number: int, one: _Open) -> Finding:
-        bound = self.rules[number]
-        return Finding(one.start, one.end, bound.name, "flag" if self.shadow else bound.action, one.score, one.note)
-
-    def _close_findings(self, before: int | None) -> tuple[Finding, ...]:
-        """Findings that nothing can extend any more (all, for None) -> those not told yet."""
-        if not self._open and not self._fresh:
-            return ()
-        for number, one in [*self._open.items()]:
-            if before is None or one.end <= before:
-                self._found.append(self._finding(number, self._open.pop(number)))
-                self._fresh.append(self._found[-1])
-        told, self._fresh = self._fresh, []
-        return tuple(sorted(told)) if told else ()
-
     # -- keeping ------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -346,9 +287,8 @@ class Session:
             "shifts": self._shifts,
             "released": self.released,
             "waiting": [[h.start, h.end, h.number, h.overflow, h.score, h.note] for h in self._waiting],
-            "open": [[n, o.start, o.end, o.score, o.note] for n, o in self._open.items()],
-            "found": [[f.start, f.end, f.rule, f.action, f.score, f.note] for f in self._found],
-            "blocked": None if self._blocked is None else self._found.index(self._blocked),
+            **self._reports.state(),
+            "blocked": None if self._blocked is None else self._reports.found.index(self._blocked),
             "finished": self._finished,
             "ended": None if self._ended is None else list(self._ended),
             "lanes": [lane.state() for lane in self.lanes],
@@ -364,9 +304,8 @@ class Session:
         self.length, self.released = saved["length"], saved["released"]
         self._shifts = [(end, more) for end, more in saved["shifts"]]
         self._waiting = [Hit(*one) for one in saved["waiting"]]
-        self._open = {n: _Open(*rest) for n, *rest in saved["open"]}
-        self._found = [Finding(*one) for one in saved["found"]]
-        self._blocked = None if saved["blocked"] is None else self._found[saved["blocked"]]
+        self._reports.restore(saved)
+        self._blocked = None if saved["blocked"] is None else self._reports.found[saved["blocked"]]
         self._finished = saved["finished"]
         self._ended = None if saved["ended"] is None else Hit(*saved["ended"])
         for lane, one in zip(self.lanes, saved["lanes"], strict=True):
@@ -377,29 +316,3 @@ class Session:
 
 def _by_place(hit: Hit) -> tuple[int, int, int]:
     return hit.start, -hit.end, hit.number
-
-
-def verdict_of(findings: Iterable[Finding]) -> str:
-    """The gravest of what the findings did."""
-    actions = {"guard_error" if f.rule == "guard_error" and f.action == "block" else f.action for f in findings}
-    for verdict, meant in (
-        ("guard_error", {"guard_error"}),
-        ("block", {"block"}),
-        ("redact", CHANGES),
-        ("flag", actions),
-    ):
-        if actions & meant:
-            return verdict
-    return "pass"
-
-
-def joined(steps: Iterable[Step]) -> Step:
-    """Several steps as one."""
-    many = list(steps)
-    return Step(
-        "".join(step.text for step in many),
-        many[-1].settled if many else 0,
-        tuple(span for step in many for span in step.hidden),
-        tuple(finding for step in many for finding in step.findings),
-        next((step.cut for step in many if step.cut is not None), None),
-    )

@@ -16,7 +16,7 @@ from gnomon.guard.finding import Finding
 from gnomon.guard.guard import Guard
 from gnomon.guard.meter import METER
 from gnomon.guard.policy import GuardOptions
-from gnomon.guard.session import Step, joined
+from gnomon.guard.step import Step, joined
 from gnomon.guard.vault import Restorer, Vault
 from gnomon.stages import Released, StageContext
 

@@ -55,6 +55,7 @@ class NativeMatcher(Matcher):
         self._rooms = ROOMS
         self._rows = self.program.rows
         self._table = ctypes.addressof(self._rows.table)
+        self._end = self.program.end
         self._make_blob()
         self._blob[CONTEXT] = -1 if self.context is None else self._number(self.context)
         self._blob[LAST_CLASS] = -1
@@ -179,20 +180,20 @@ class NativeMatcher(Matcher):
     def finish(self) -> None:
         if self.finished:
             return
-        if self.runs or self._rows is not self.program.rows:
-            self._pull()
-            super().finish()
-        else:
-            self.finished = True
-            states, at_end = self._rows.states, self.program.at_end
-            flat = self._blob[HEADER : HEADER + 3 * self._blob[THREADS]]
-            for number, start in zip(flat[::3], flat[1::3], strict=True):
-                state = states[number]
-                rules = at_end(state) if (rules := state.last) is None else rules
-                if rules and (self.stopped is None or state.gate):
-                    self._note(rules, start, self.position)
-        self._blob[THREADS] = self._blob[RUNS] = 0
-        self._blob[FRONTIER] = self._blob[OLDEST] = self.position
+        blob = self._blob
+        if blob[THREADS] or blob[RUNS]:
+            walked = 0
+            if self.stopped is None and self._rows is self.program.rows:
+                walked = self._walk(self._table, self._end, 0, 1, self._address, self.max_hold)
+            if walked:
+                self._read_events(blob[EVENTS])
+                self.runs = []
+            else:
+                self._pull()
+                super().finish()
+        self.finished = True
+        blob[THREADS] = blob[RUNS] = 0
+        blob[FRONTIER] = blob[OLDEST] = self.position
 
     # -- what is known --------------------------------------------------------------------------------------------
 
