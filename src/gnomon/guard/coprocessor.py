@@ -106,9 +106,26 @@ def tokens_of(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def train(examples: Sequence[Example], model: Any, *, width: int = 64, rounds: int = 300, seed: int = 0) -> Heads:
-    """Heads for a loaded model, full batch, deterministic. The risk of every token from the boundary on is the text's.
+    """Heads for a loaded model: reads the texts, then `fit`."""
+    read = [tokens_of(one.text, model.tokenizer) for one in examples]
+    hidden = [model.worker.hidden(ids).float().numpy() if ids else np.zeros((0, 0)) for ids, _ in read]
+    return fit(examples, hidden, [ends for _, ends in read], model.name, width=width, rounds=rounds, seed=seed)
 
-    Loss: cross entropy of risk + of category, the latter only where the risk is not safe.
+
+def fit(
+    examples: Sequence[Example],
+    hidden: Sequence[np.ndarray],
+    ends: Sequence[Sequence[int]],
+    model: str,
+    *,
+    width: int = 64,
+    rounds: int = 300,
+    seed: int = 0,
+) -> Heads:
+    """Heads for states already read, full batch, deterministic. Every token from the boundary on has the text's risk.
+
+    hidden: [T, C] of each text; ends: where in it the word of each token ends. Loss: cross entropy of risk + of
+    category, the latter only where the risk is not safe.
     """
     import torch
     from torch.nn import functional
@@ -118,11 +135,10 @@ def train(examples: Sequence[Example], model: Any, *, width: int = 64, rounds: i
         raise ConfigError(f"No risk `{unknown}`.", hint=f"Known: {', '.join(RISKS)}.", param="risk")
     categories = tuple(sorted({one.category for one in examples if one.risk != "safe"})) or ("",)
     rows, risks, kinds = [], [], []
-    for one in examples:
-        ids, ends = tokens_of(one.text, model.tokenizer)
-        if ids:
-            rows.append(model.worker.hidden(ids).float())
-            late = [end > one.boundary for end in ends]
+    for one, states_TC, places in zip(examples, hidden, ends, strict=True):
+        if places:
+            rows.append(torch.from_numpy(np.asarray(states_TC, np.float32)))
+            late = [end > one.boundary for end in places]
             risks += [RISKS.index(one.risk) if after else 0 for after in late]
             kinds += [categories.index(one.category) if after and one.risk != "safe" else -100 for after in late]
     if len(set(risks)) < 2:
@@ -148,7 +164,7 @@ def train(examples: Sequence[Example], model: Any, *, width: int = 64, rounds: i
             loss = loss + functional.cross_entropy(x_TD @ values["category"] + values["category_bias"], kind_T)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Heads({name: v.detach().double().numpy() for name, v in values.items()}, categories, model.name)
+    return Heads({name: v.detach().double().numpy() for name, v in values.items()}, categories, model)
 
 
 class Reading:

@@ -1,7 +1,8 @@
 """An automaton's deterministic states as flat arrays: what the native walk (csrc/matcher.cpp) reads.
 
 The last class is the end of the text. Kept beside the states as they are made, under their owner's lock; a walk runs
-under the interpreter's. Sets of rules that end together, or begin together, are numbered; 0 is the empty one. Knows nothing of what states mean.
+under the interpreter's. Sets of rules that end together, or begin together, are numbered; 0 is the empty one.
+Knows nothing of what states mean.
 """
 
 from __future__ import annotations
