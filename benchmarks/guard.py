@@ -133,8 +133,9 @@ def chunkings(text: str, tokenizer: Any) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-OURS = 15_000
-"""Scans of ours a round, about as long as 200 of the peer's: a short round measures the machine's hiccups."""
+TURNS, OURS = 10, 1500
+"""Turns a round, and scans of ours a turn, about as long as 20 of the peer's: long rounds, so that one hiccup of the
+machine does not make one, and short turns, so that both sides meet its slow and its fast moments."""
 
 
 def leaks(secret: str, shown: str) -> bool:
@@ -250,11 +251,16 @@ def speed() -> dict[str, Any]:
             guard.scan(text)
         rows = []
         for _ in range(9):
-            theirs = peer.ask(text=text, times=200)[0]
-            begun, walled = time.process_time(), time.perf_counter()
-            for _ in range(OURS):
-                guard.scan(text)
-            mine = [(time.process_time() - begun) / OURS, (time.perf_counter() - walled) / OURS]
+            theirs, mine = [0.0, 0.0], [0.0, 0.0]
+            for _ in range(TURNS):
+                spent = peer.ask(text=text, times=20)[0]
+                begun, walled = time.process_time(), time.perf_counter()
+                for _ in range(OURS):
+                    guard.scan(text)
+                ours = (time.process_time() - begun) / OURS, (time.perf_counter() - walled) / OURS
+                for place in (0, 1):
+                    theirs[place] += spent[place] / TURNS
+                    mine[place] += ours[place] / TURNS
             rows.append((theirs, mine))
         result[f"{name} ({len(text)} characters)"] = {
             clock: {

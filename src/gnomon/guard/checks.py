@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 from gnomon.errors import ConfigError, MissingExtra
@@ -43,7 +44,7 @@ class Check:
     def __call__(self, text: str) -> bool:
         if self.entropy and not varied(text, self.entropy):
             return False
-        if self.digits and sum(map(str.isdigit, text)) < self.digits:
+        if self.digits and next(islice(filter(str.isdigit, text), self.digits - 1, None), None) is None:
             return False
         if self.stopwords:
             lower = text.lower()

@@ -81,7 +81,18 @@ class Lane:
         self.starts += [piece[1] for piece in pieces]
         self.ends += [piece[2] for piece in pieces]
 
+    def whole(self, text: str) -> None:
+        """All of a text at once: feed and finish."""
+        if self.view is None:
+            self.text, self.position = text, len(text)
+            self.matcher.feed(text, last=True)
+        else:
+            self.feed(text)
+            self.finish()
+
     def finish(self) -> None:
+        if self.matcher.finished:
+            return
         if self.view is not None and self.matcher.stopped is None:
             pieces = self.view.finish()
             self._add(pieces)

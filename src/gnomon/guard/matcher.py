@@ -67,8 +67,8 @@ class Matcher:
 
     # -- text in ------------------------------------------------------------------------------------------------
 
-    def feed(self, text: str) -> None:
-        """More text. After a stop nothing more is looked at."""
+    def feed(self, text: str, *, last: bool = False) -> None:
+        """More text. After a stop nothing more is looked at. last: and then finish."""
         classes = self.program.classify(text)
         place = 0
         while place < len(classes) and self.stopped is None:
@@ -76,6 +76,8 @@ class Matcher:
             if place < len(classes) and self.stopped is None:
                 self._advance(classes[place])
                 place += 1
+        if last:
+            self.finish()
 
     def _run(self, classes: bytes, place: int) -> int:
         """The common case, as fast as Python does it: every step is known, no context ends, nothing is urgent.

@@ -50,7 +50,8 @@ class Session:
         self._shifts: list[tuple[int, int]] = []  # (end of a replaced span, how much longer its replacement is)
         self._ended: Hit | None = None  # a rule ends the text here; a look that is out may end it earlier
         several = len(self.lanes) + (self.lookout is not None) > 1
-        self._interleave = several and any(lane.urgent for lane in self.lanes)
+        self._urgent = any(lane.urgent for lane in self.lanes)
+        self._interleave = several and self._urgent
 
     # -- the public face ----------------------------------------------------------------------------------------
 
@@ -100,11 +101,12 @@ class Session:
 
     def whole(self, text: str | bytes) -> str:
         """push and finish in one, for a session that has seen nothing yet."""
-        if isinstance(text, bytes) or len(text) > SLICE or self._interleave or self.lookout or self.length:
+        if isinstance(text, bytes) or len(text) > SLICE or self._urgent or self.lookout or self.length:
             return self.push(text) + self.finish()
-        self._text = text
-        self._feed(text)
-        return self.finish() if self._ended is None else self._decide().text + self.finish()
+        self._text, self.length = text, len(text)
+        for lane in self.lanes:
+            lane.whole(text)
+        return self.finish()
 
     def _decoded(self, piece: str | bytes) -> str:
         """A piece as text; bytes may end inside a character, which a following str ends."""

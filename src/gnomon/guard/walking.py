@@ -124,21 +124,24 @@ class NativeMatcher(Matcher):
 
     # -- text in --------------------------------------------------------------------------------------------------
 
-    def feed(self, text: str) -> None:
+    def feed(self, text: str, *, last: bool = False) -> None:
         if self.stopped is not None:
             return
         program, blob = self.program, self._blob
         classes, place = program.classify(text), 0
-        count = len(classes)
+        count = limit = len(classes)
+        if last:
+            classes, limit = classes + self._end, count + 1
         if self._rows is not program.rows:
             self._pull()
             self._push()
-        while place < count:
+        while place < limit:
             blob = self._blob
-            place = self._walk(self._table, classes, place, count, self._address, self.max_hold)
+            place = self._walk(self._table, classes, place, limit, self._address, self.max_hold)
             reason = blob[REASON]
             asked = self._read_events(blob[EVENTS]) if blob[EVENTS] else ()
             if reason == AT_END:
+                self.finished = last
                 break
             self._pull()
             if reason == ATTENTION:
@@ -146,15 +149,17 @@ class NativeMatcher(Matcher):
                     self._ask(list(asked))
                 if self.threads:
                     self._hold_no_longer()
-            elif reason == UNKNOWN:
+            elif reason == UNKNOWN and place < count:
                 self._advance(classes[place])
                 place += 1
             self._push()  # makes room, too
-            if self._is_stopped():
+            if self._is_stopped() or (reason == UNKNOWN and place == limit - 1 == count):
                 break
         self.position = self._blob[POSITION]
         if self._blob[RUNS] or self.runs:
             self._pull()
+        if last:
+            self.finish()
 
     def _is_stopped(self) -> bool:
         return self.stopped is not None
