@@ -158,8 +158,9 @@ class _StreamParser:
             self.reason = choice.get("finish_reason") or self.reason
             text = (choice.get("delta") or {}).get("content") or ""
             logprobs = _logprobs(choice.get("logprobs"))
-            if text or logprobs:
-                chunks.append(self._chunk(choice.get("index", 0), text, logprobs))
+            findings = tuple((choice.get("guard") or {}).get("findings") or ())
+            if text or logprobs or findings:
+                chunks.append(self._chunk(choice.get("index", 0), text, logprobs, findings))
         return chunks
 
     def finish(self) -> Chunk:
@@ -168,7 +169,9 @@ class _StreamParser:
         chunk = self._chunk(0, "", None)
         return Chunk(**{**chunk.__dict__, "finish_reason": self.reason, "usage": self.usage or Usage(0, 0)})
 
-    def _chunk(self, index: int, text: str, logprobs: list[TokenLogprob] | None) -> Chunk:
+    def _chunk(
+        self, index: int, text: str, logprobs: list[TokenLogprob] | None, findings: tuple[dict[str, Any], ...] = ()
+    ) -> Chunk:
         return Chunk(
             id=self.last.get("id", ""),
             index=index,
@@ -177,6 +180,7 @@ class _StreamParser:
             token_ids=[t.token_id for t in logprobs or [] if t.token_id >= 0],
             seed=self.last.get("seed") or 0,
             fingerprint=self.last.get("system_fingerprint") or "",
+            findings=findings,
         )
 
 

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -267,3 +269,19 @@ def test_options_given_to_serve_hold_for_requests_that_say_nothing(tiny_dir: Pat
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(20)
+
+
+def test_what_the_guard_takes_back_is_said_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    from gnomon.cli.chat import Conversation, _answer
+    from gnomon.generation import Chunk
+
+    class Client:
+        def stream(self, messages: Any, **options: Any) -> Iterator[Chunk]:
+            yield Chunk("x", 0, "All is well. Some ugly")
+            yield Chunk("x", 0, " Enough.", findings=({"rule": "r", "action": "block", "retract": [12, 22]},))
+
+    talk = Conversation(Client(), {})
+    _answer(talk)
+    assert talk.messages == [{"role": "assistant", "content": "All is well. Enough."}]
+    told = "All is well. Some ugly\n[the guard took back 10 characters; what stands:]\nAll is well. Enough.\n"
+    assert capsys.readouterr().out == told

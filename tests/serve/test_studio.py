@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import need
+from gnomon.guard import Judgement, scanner
 from gnomon.model import Model
 from helpers.saying import saying
 from helpers.server import serving
@@ -121,6 +123,37 @@ def test_the_page_fits_a_phone_and_has_a_dark_side(page: Any) -> None:
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+def test_text_taken_back_vanishes_and_a_mark_stands_in_its_place(page: Any, tiny: Model) -> None:
+    looked, go = threading.Event(), threading.Event()
+
+    @scanner("t_taken_back", about="Says no when the page has shown it.")
+    def late(text: str, *, prompt: str = "") -> Judgement:
+        if "ugly" not in text:
+            return Judgement(0.0)
+        looked.set()
+        go.wait(60)
+        return Judgement(1.0)
+
+    checks: list[dict[str, Any]] = [
+        {"use": "regex", "name": "key", "regex": "K[0-9]{4}"},
+        {"use": "t_taken_back", "action": "block", "mode": "async", "max_exposure_chars": 20, "timeout_ms": 60_000},
+    ]
+    said = "The key is K1234, kept. Some ugly thing now. " + "And on it goes. " * 10
+    policy = {"output": checks, "on_block": {"message": " Enough."}}
+    with saying(tiny, guard=policy, say={"text": said}):
+        ask(page, "abc", 400)
+        page.wait_for_selector(".assistant >> text=Some ugly")
+        assert looked.wait(60)
+        go.set()
+        page.wait_for_selector("text=ended by the guard")
+    answer = page.locator(".assistant > span").first
+    assert answer.inner_text() == "The key is key, kept.taken back Enough."
+    assert page.inner_text("del.retracted") == "taken back" and page.inner_text("mark.redacted") == "key"
+    if folder := os.environ.get("GNOMON_SCREENSHOTS"):
+        page.click(".findings summary")
+        page.screenshot(path=f"{folder}/retracted.png")
 
 
 def test_model_text_is_never_markup(page: Any) -> None:

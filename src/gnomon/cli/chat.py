@@ -117,6 +117,9 @@ def _answer(talk: Conversation) -> None:
     stream = talk.client.stream(talk.messages, **talk.options)
     try:
         for chunk in stream:
+            for finding in chunk.findings:
+                if (span := finding.get("retract")) is not None:
+                    said = [_taken_back("".join(said), *span)]
             said.append(chunk.text)
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
@@ -126,6 +129,13 @@ def _answer(talk: Conversation) -> None:
         sys.stdout.write(" [stopped]")
     print()
     talk.messages.append({"role": "assistant", "content": "".join(said)})
+
+
+def _taken_back(said: str, start: int, end: int) -> str:
+    """What stands when the guard takes characters back, printed again: a terminal cannot unsay them."""
+    stands = said[:start] + said[end:]
+    sys.stdout.write(f"\n[the guard took back {end - start} characters; what stands:]\n{stands}")
+    return stands
 
 
 def _loop(talk: Conversation) -> None:

@@ -1,4 +1,5 @@
-// What the guard did: marks for redacted parts, a list of findings. Held text is never sent, so there is nothing to show of it.
+// What the guard did: marks for redacted parts, text taken back, a list of findings. Held text is never sent, so there is
+// nothing to show of it.
 
 const REDACTED = /(\[REDACTED:[\w-]+\])/;
 
@@ -9,9 +10,37 @@ export function marked(piece) {
     const mark = document.createElement("mark");
     mark.className = "redacted";
     mark.textContent = part.slice(10, -1);
+    mark.dataset.text = part;
     mark.title = `redacted by the rule ${mark.textContent}`;
     return mark;
   });
+}
+
+// The characters [start, end) of what was said vanish from the page; a mark says that something stood there.
+export function takeBack(element, [start, end], rule) {
+  let place = 0;
+  const mark = document.createElement("del");
+  mark.className = "retracted";
+  mark.textContent = "taken back";
+  mark.title = `taken back by the rule ${rule}`;
+  let before = null;
+  for (const child of [...element.childNodes]) {
+    if (child.className === "retracted") continue;
+    const characters = [...(child.dataset?.text ?? child.textContent)];
+    const low = Math.max(start - place, 0);
+    const high = Math.min(end - place, characters.length);
+    place += characters.length;
+    if (low >= high) {
+      if (place > end) break;
+      before = child;
+      continue;
+    }
+    const rest = document.createTextNode(characters.slice(high).join(""));
+    const kept = document.createTextNode(characters.slice(0, low).join(""));
+    child.replaceWith(...(before === mark ? [rest] : [kept, mark, rest]));
+    before = mark;
+  }
+  if (!mark.parentNode && start < end) element.append(mark);
 }
 
 // A fold-out list: rule, place, action, score. The text that was found is not in it.

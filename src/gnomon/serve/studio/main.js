@@ -2,7 +2,7 @@
 
 import { chat, models, onKeyNeeded } from "./api.js";
 import { grammar, startGrammar } from "./grammar.js";
-import { findingsPanel, marked } from "./guard.js";
+import { findingsPanel, marked, takeBack } from "./guard.js";
 import { tokenSpans, watchTokens } from "./tokens.js";
 
 const $ = (id) => document.getElementById(id);
@@ -139,6 +139,11 @@ async function answer() {
       reason = choice.finish_reason ?? reason;
       const piece = choice.delta.content ?? "";
       const entries = choice.logprobs?.content ?? [];
+      for (const { retract, rule } of choice.guard?.findings ?? []) {
+        if (!retract) continue;
+        takeBack(text, retract, rule);
+        said = [...said].filter((_, place) => place < retract[0] || place >= retract[1]).join("");
+      }
       said += piece;
       const near = conversation.scrollHeight - conversation.scrollTop - conversation.clientHeight < 80;
       findings.push(...(choice.guard?.findings ?? []));
