@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from guard_states import CACHE, MODEL, ROOT, Labelled, States, few, sources, states, table
+from guard_states import CACHE, MODEL, ROOT, Labelled, States, few, states, table
 
 from gnomon.guard.coprocessor import Example, Heads, fit
 from gnomon.guard.head import Head, length_matched, train
 from gnomon.guard.scanners.embedding import DEFAULT, vectors
 
 RESULTS = ROOT / "benchmarks" / "results"
+ROUNDS = 60
 UNSEEN = ("multilingual", "indirect", "gcg")
 Scores = dict[str, np.ndarray]
 
@@ -114,10 +115,12 @@ def examples(rows: list[Labelled], category: str) -> list[Example]:
 def tokens(texts: dict[str, list[Labelled]], read: dict[str, States]) -> dict[str, Any]:
     """The co-processor's heads on S-Labs alone, whole and joined behind safe text: everywhere, and where it notices."""
     names = ("slabs train", "slabs joined train")
-    known = [one for name in names for one in examples(texts[name], "injection")]
-    hidden = [one for name in names for one in read[name].hidden]
-    heads = fit(known, hidden, [one for name in names for one in read[name].ends], MODEL)
-    result = measured(texts, {name: worst_pair(heads, read[name]) for name in texts if name not in names})
+    known = [one for name in names for one in examples(texts[name], "injection")][::3]
+    hidden = [one for name in names for one in read[name].hidden][::3]
+    heads = fit(known, hidden, [one for name in names for one in read[name].ends][::3], MODEL, rounds=ROUNDS)
+    result = {"trained_on": len(known)} | measured(
+        texts, {name: worst_pair(heads, read[name]) for name in texts if name not in names}
+    )
     threshold = result["threshold_finding_95_percent_of_validation"]
     early = delays = 0
     late: list[int] = []
@@ -153,9 +156,11 @@ def kinds(texts: dict[str, list[Labelled]], read: dict[str, States]) -> dict[str
     for name in (*category, "bank train"):
         rows = examples(texts[name], category.get(name, ""))
         for place, (one, states_TC, ends) in enumerate(zip(rows, *read[name], strict=True)):
+            if name == "slabs train" and place % 4 > 1:
+                continue
             parts[place % 2].append((one, states_TC, ends, name))
 
-    def fitted(chosen: list[tuple[Example, np.ndarray, list[int], str]], rounds: int = 300) -> Heads:
+    def fitted(chosen: list[tuple[Example, np.ndarray, list[int], str]], rounds: int = ROUNDS) -> Heads:
         return fit([c[0] for c in chosen], [c[1] for c in chosen], [c[2] for c in chosen], MODEL, rounds=rounds)
 
     def risky(heads: Heads, chosen: list[tuple[Example, np.ndarray, list[int], str]]) -> np.ndarray:
@@ -167,7 +172,7 @@ def kinds(texts: dict[str, list[Labelled]], read: dict[str, States]) -> dict[str
         others = [one for place, one in enumerate(known) if place // 2 % 2 != half]
         asked = [place for place in range(len(known)) if place // 2 % 2 == half]
         safe, unsafe = ([one for one in others if one[0].risk == risk] for risk in ("safe", "unsafe"))
-        strict, loose = fitted(safe[::3] + unsafe, 150), fitted(safe + unsafe[::3], 150)
+        strict, loose = fitted(safe[::3] + unsafe, ROUNDS // 2), fitted(safe + unsafe[::3], ROUNDS // 2)
         mine = [known[place] for place in asked]
         disputed[asked] = risky(strict, mine) != risky(loose, mine)
     relabelled = [
@@ -249,26 +254,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write-head", type=Path)
     arguments = parser.parse_args()
-    whole, part = sources(), few()
-    read = {name: states(name, rows) for name, rows in part.items()}
-    means = {name: np.stack([one.astype(np.float32).mean(0) for one in found.hidden]) for name, found in read.items()}
+    texts = few()
     result: dict[str, Any] = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count()}, "injection": {}}
-    scores, _ = linear(part, means, MODEL)
-    result["injection"]["states"] = {"trained_on": len(part["slabs train"])} | measured(part, scores)
-    result["injection"]["tokens"] = {"trained_on": len(part["slabs train"]) + 500} | tokens(part, read)
-    result["every_source"] = kinds(part, read)
-    print(json.dumps(result["every_source"], indent=1), flush=True)
-    scores, head = linear(whole, {name: embedded(name, rows) for name, rows in whole.items()}, DEFAULT)
-    sentence = {"trained_on": len(whole["slabs train"])} | measured(whole, scores)
+
+    def keep() -> None:
+        (RESULTS / "guard_heads.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "guard_heads.svg").write_text(picture(result["injection"]))
+        print("kept", list(result), list(result["injection"]), flush=True)
+
+    read = {name: states(name, rows) for name, rows in texts.items()}
+    means = {name: np.stack([one.astype(np.float32).mean(0) for one in found.hidden]) for name, found in read.items()}
+    scores, _ = linear(texts, means, MODEL)
+    result["injection"]["states"] = {"trained_on": len(texts["slabs train"])} | measured(texts, scores)
+    keep()
+    scores, head = linear(texts, {name: embedded(name, rows) for name, rows in texts.items()}, DEFAULT)
+    sentence = {"trained_on": len(texts["slabs train"])} | measured(texts, scores)
     result["injection"] = {"sentence": sentence} | result["injection"]
+    keep()
+    result["injection"]["tokens"] = tokens(texts, read)
+    keep()
+    result["every_source"] = kinds(texts, read)
+    keep()
     result["intents"] = intents()
-    (RESULTS / "guard_heads.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "guard_heads.svg").write_text(picture(result["injection"]))
+    keep()
     if arguments.write_head is not None:
         test = {key: value for key, value in sentence["test"].items() if key != "curve"}
         about = {"trained_on": "S-Labs prompt injection data, train split (MIT)", "test": test}
         Head(head.weight_CK, head.bias_K, head.labels, head.model, about).write(arguments.write_head)
-    print(json.dumps({k: v for k, v in result.items() if k != "every_source"}, indent=None)[:200], flush=True)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,9 @@ def states(name: str, rows: list[Labelled]) -> States:
     ends: list[list[int]] = []
     if path.exists():
         saved = np.load(path)
-        at = 0
-        for length in saved["lengths"].tolist():
-            hidden.append(saved["hidden"][at : at + length])
-            ends.append(saved["ends"][at : at + length].tolist())
-            at += length
+        cuts = np.cumsum(saved["lengths"])[:-1]
+        hidden = np.split(saved["hidden"], cuts)
+        ends = [one.tolist() for one in np.split(saved["ends"], cuts)]
     begun, done = time.time(), len(hidden)
     while len(hidden) < len(rows):
         for row in rows[len(hidden) : len(hidden) + 64]:

@@ -135,8 +135,8 @@ def test_scanners_and_rules_work_together() -> None:
 
 def test_every_scanner_has_the_shape_of_llm_guards() -> None:
     for name in names():
-        if name in ("injection", "intents", "ban_topics", "relevance", "self_check", "url_reachability"):
-            continue  # these need a model or the network
+        if name in ("injection", "intents", "ban_topics", "relevance", "self_check", "url_reachability", "names"):
+            continue  # these need a model, an extra or the network
         if name in ("ban_substrings", "ban_competitors", "coprocessor"):
             continue  # these need options
         for sanitized, valid, score in (get(name).scan("What is it?"), get(name).scan("What?", "It is fine, thanks.")):
@@ -247,3 +247,16 @@ def test_the_shipped_head_tells_plain_injections_and_says_how_it_did() -> None:
     assert record["test"]["auc"] > 0.98 and record["texts"] == 11089 and SHIPPED.stat().st_size < 5000
     with pytest.raises(ConfigError, match="no label `evil`"):
         get("injection", positive="evil").scan("x")
+
+
+def test_names_without_spacy_are_refused_with_the_command() -> None:
+    from importlib.util import find_spec
+
+    from gnomon.errors import MissingExtra
+
+    if find_spec("spacy") is None:
+        with pytest.raises(MissingExtra, match="names"):
+            get("names").scan("My name is Maria Lopez.")
+    else:
+        clean, valid, _ = get("names").scan("My name is Maria Lopez and I met John Smith.")
+        assert not valid and clean == "My name is [REDACTED:PERSON] and I met [REDACTED:PERSON]."
