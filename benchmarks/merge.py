@@ -1,4 +1,4 @@
-"""Merging against mergekit 0.1.5: 200 random files tensor by tensor, wall time and peak memory, kills, no network.
+"""Merging beside mergekit 0.1.5: random files and tensors, wall time and peak memory; kills, no network.
 
 mergekit (LGPL) runs beside us in its own environment: python -m venv .bench/mergekit, then pip install mergekit==0.1.5
 there. Usage: python benchmarks/merge.py files|tensors|goldens|speed|kills [N].
@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 import yaml
+from merge_random import METHODS, RANDOM, ROOT, random_case, random_file, tiny_models
 from safetensors.torch import load_file, save_file
 
+from gnomon.errors import GnomonError
 from gnomon.models.cache import cache_dir
 from gnomon.models.reference import open_checkpoint
 
-ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".bench" / "mergekit" / "bin"
 WORK = cache_dir() / "bench" / "merge"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,100 +51,6 @@ for file, out, seed in json.load(open(sys.argv[1])):
     except BaseException as error:
         open(out + ".error", "w").write(f"{type(error).__name__}: {error}")
 """
-
-
-def tiny_models(folder: Path, dtype: torch.dtype) -> list[str]:
-    """Five tiny Llamas: a base and four models near it."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from helpers.tiny import write_tiny_model
-
-    base = folder / "m0"
-    paths = [str(base)]
-    if not base.exists():
-        write_tiny_model(base)
-        tensors = load_file(base / "model.safetensors")
-        save_file({n: t.to(dtype) for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
-    tensors = load_file(base / "model.safetensors")
-    for k in range(1, 5):
-        path = folder / f"m{k}"
-        paths.append(str(path))
-        if not path.exists():
-            shutil.copytree(base, path)
-            generator = torch.Generator().manual_seed(k)
-            noisy = {
-                n: (t.float() + 0.03 * t.float().std() * torch.randn(t.shape, generator=generator)).to(dtype)
-                for n, t in sorted(tensors.items())
-            }
-            save_file(noisy, path / "model.safetensors", {"format": "pt"})
-    return paths
-
-
-BASED = ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della",
-         "della_linear", "sce", "ram", "ramplus_tl", "model_stock"]  # fmt: skip
-METHODS = ["linear", "slerp", "nuslerp", "multislerp", "karcher", "nearswap", "arcee_fusion", "passthrough", *BASED]
-RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
-
-
-def setting(draw: random.Random, low: float, high: float) -> Any:
-    """A scalar, a gradient, or a filtered list."""
-    number = lambda: round(draw.uniform(low, high), 3)  # noqa: E731
-    kind = draw.randrange(4)
-    if kind == 0:
-        return [number() for _ in range(draw.randint(2, 4))]
-    if kind == 1:
-        return [{"filter": draw.choice(["mlp", "self_attn", "norm"]), "value": number()}, {"value": number()}]
-    return number()
-
-
-def random_file(seed: int, models: list[str]) -> dict[str, Any]:
-    """A merge file, a function of the seed alone."""
-    draw = random.Random(seed)
-    method = METHODS[seed % len(METHODS)]
-    ranges = {"weight": (0.1, 1.2), "density": (0.2, 1.0), "gamma": (0.0, 0.1), "t": (0.0, 1.0)}
-    per_model = {
-        "linear": ["weight"], "nuslerp": ["weight"], "multislerp": ["weight"], "passthrough": [],
-    } | {m: ["weight"] for m in BASED if m not in ("sce", "ram", "ramplus_tl", "model_stock")}  # fmt: skip
-    names = list(per_model.get(method, []))
-    if method in ("ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties"):
-        names.append("density")
-    if method.startswith("breadcrumbs"):
-        names.append("gamma")
-    count = 1 if method in ("slerp", "nearswap", "arcee_fusion", "passthrough") else 2 if method == "nuslerp" else 3
-    chosen = draw.sample(models[1:], count)
-    entries: list[dict[str, Any]] = [{"model": m} for m in chosen]
-    for entry in entries:
-        given = {name: setting(draw, *ranges[name]) for name in names}
-        if method.startswith("della"):
-            given |= {"density": round(draw.uniform(0.35, 0.65), 3), "epsilon": round(draw.uniform(0.05, 0.2), 3)}
-        if given:
-            entry["parameters"] = given
-    content: dict[str, Any] = {"merge_method": method}
-    shared: dict[str, Any] = {}
-    if method in ("slerp", "nearswap"):
-        shared["t"] = setting(draw, 0.0, 1.0)
-    if method in BASED and method not in ("sce", "ram", "ramplus_tl", "model_stock"):
-        shared |= {"normalize": draw.random() < 0.5, "lambda": round(draw.uniform(0.5, 1.2), 2)}
-    if method == "sce":
-        shared["select_topk"] = round(draw.uniform(0.1, 1.0), 2)
-    if method.startswith("ram"):
-        shared["epsilon"] = 0.01
-    if method in ("slerp", "nearswap", "arcee_fusion", *BASED):
-        content["base_model"] = models[0]
-    if draw.random() < 0.35 and method not in ("passthrough",):
-        sources = [{"layer_range": [0, 4], **entry} for entry in entries]
-        if "base_model" in content:
-            sources.append({"model": models[0], "layer_range": [0, 4]})
-        content["slices"] = [
-            {"sources": [{**s, "layer_range": [0, 3]} for s in sources]},
-            {"sources": [{**s, "layer_range": [1, 4]} for s in sources]},
-        ]
-    elif method == "slerp":
-        content["models"] = [*entries, {"model": models[0]}]
-    else:
-        content["models"] = entries
-    if shared:
-        content["parameters"] = shared
-    return content
 
 
 def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -179,13 +86,13 @@ def compare(ours: Path, theirs: Path) -> dict[str, Any]:
 
 
 def files(count: int = 200) -> None:
-    """Random merge files in fp32 and bf16, ours against mergekit's."""
+    """Random merge files in fp32, bf16 and fp16, ours against mergekit's."""
     rows: list[dict[str, Any]] = []
-    jobs, folder = [], WORK / "files"
+    jobs, folder = [], WORK / "random"
     for seed in range(count):
-        dtype = torch.float32 if (seed // len(METHODS)) % 2 == 0 else torch.bfloat16
+        dtype = (torch.float32, torch.bfloat16, torch.float16)[seed // len(METHODS) % 3]
         models = tiny_models(WORK / str(dtype).removeprefix("torch."), dtype)
-        content = random_file(seed, models)
+        content = random_file(seed, models, dtype)
         file = folder / f"{seed}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -204,22 +111,29 @@ def files(count: int = 200) -> None:
         if error.exists():
             row["peer_error"] = error.read_text()[:200]
             continue
-        # compat where numbers are drawn (mergekit's stream), and for bf16 (mergekit's own arithmetic)
-        compat = row["method"] in RANDOM or "bfloat16" in row["dtype"]
-        ours = folder / f"ours{seed}"
-        for old in (ours, folder / f"native{seed}"):
-            shutil.rmtree(old, ignore_errors=True)
-        write(open_merge(file_name, MergeRun(seed=seed, compat=compat)), ours)
-        row |= compare(ours, Path(theirs)) | {"compat": compat}
-        native = folder / f"native{seed}"
-        if compat and row["method"] not in RANDOM:
-            write(open_merge(file_name, MergeRun()), native)
-            row["native"] = compare(native, Path(theirs))
-    ran = [row for row in rows if "same" in row]
+        # --compat takes mergekit's steps and its random numbers; without it, what draws none is compared too
+        for word, compat in (("compat", True), ("native", False)):
+            if not compat and row["method"] in RANDOM:
+                continue
+            ours = folder / f"{word}{seed}"
+            shutil.rmtree(ours, ignore_errors=True)
+            try:
+                write(open_merge(file_name, MergeRun(seed=seed, compat=compat)), ours)
+                row[word] = compare(ours, Path(theirs))
+            except GnomonError as refused:
+                row[word] = {"same": False, "why": f"refused: {refused}"}
+            shutil.rmtree(ours, ignore_errors=True)
+    ran = [row for row in rows if "peer_error" not in row]
+
+    def equal(word: str, dtype: str) -> str:
+        chosen = [row[word]["same"] for row in ran if word in row and row["dtype"] == f"torch.{dtype}"]
+        return f"{sum(chosen)} of {len(chosen)}"
+
     summary = {
-        "files": count, "peer_refused": len(rows) - len(ran), "equal": sum(row["same"] for row in ran),
-        "native_bf16_equal": [sum(r["native"]["same"] for r in ran if "native" in r), sum("native" in r for r in ran)],
-        "different": [row for row in ran if not row["same"]],
+        "files": count, "peer_refused": len(rows) - len(ran),
+        "equal": sum(row["compat"]["same"] for row in ran), "of": len(ran),
+        **{f"{d} {w}": equal(w, d) for d in ("float32", "bfloat16", "float16") for w in ("compat", "native")},
+        "different": [row for row in ran if not row["compat"]["same"]],
     }  # fmt: skip
     put("merge_files", {"summary": summary, "rows": rows})
     print(json.dumps(summary, indent=1)[:6000])
@@ -242,44 +156,6 @@ for key, (method, tensors, base, parameters, seed) in torch.load(sys.argv[1]).it
         found[key] = f"{type(error).__name__}: {error}"
 torch.save(found, sys.argv[2])
 """
-SHAPES = [(1,), (7,), (4, 6), (33, 17), (64, 48), (200,)]
-
-
-def random_case(method: str, seed: int, dtype: torch.dtype, spread: float) -> tuple[Any, ...]:
-    """(method, tensors, base, parameters, seed): a function of its arguments alone."""
-    draw = random.Random(f"{method} {seed}")
-    shape = draw.choice(SHAPES)
-    least, most = (1, 1) if method in ("slerp", "nearswap", "arcee_fusion", "passthrough") else (2, 4)
-    count = 2 if method == "nuslerp" else draw.randint(least, most)
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(shape, generator=generator) * 0.5
-    tensors = [(base + spread * torch.randn(shape, generator=generator)).to(dtype) for _ in range(count)]
-    number = lambda low, high: round(draw.uniform(low, high), 3)  # noqa: E731
-    parameters: dict[str, Any] = {}
-    arithmetic = method in BASED and method not in ("sce", "ram", "ramplus_tl", "model_stock")
-    if arithmetic or method in ("linear", "nuslerp", "multislerp"):
-        parameters["weight"] = [number(0.1, 1.2) for _ in tensors]
-    if arithmetic:
-        parameters |= {"normalize": draw.random() < 0.5, "lambda": number(0.4, 1.4)}
-    if arithmetic and method != "task_arithmetic":
-        low, high = (0.3, 0.7) if method.startswith("della") else (0.05, 1.0)
-        parameters["density"] = [number(low, high) for _ in tensors]
-    if method.startswith("della"):
-        parameters["epsilon"] = [number(0.02, 0.2) for _ in tensors]
-    if method == "ties" or method.startswith("breadcrumbs"):
-        parameters["rescale"] = draw.random() < 0.3
-    if method.startswith("breadcrumbs"):
-        parameters["gamma"] = [number(0, 0.2) for _ in tensors]
-    if method in ("slerp", "nearswap"):
-        parameters["t"] = number(0, 1)
-    if method == "sce":
-        parameters["select_topk"] = number(0.05, 1)
-    if method.startswith("ram"):
-        parameters["epsilon"] = draw.choice([1e-5, 0.3 * spread])
-    based = method in ("slerp", "nearswap", "arcee_fusion", *BASED) or (
-        method in ("nuslerp", "multislerp") and draw.random() < 0.5
-    )
-    return method, tensors, base.to(dtype) if based else None, parameters, seed
 
 
 def tensors(count: int = 25) -> None:
@@ -287,7 +163,10 @@ def tensors(count: int = 25) -> None:
     from gnomon.merge import method as ours
 
     WORK.mkdir(parents=True, exist_ok=True)
-    kinds = {"fp32": (torch.float32, 0.3), "bf16": (torch.bfloat16, 0.3), "bf16 near": (torch.bfloat16, 0.005)}
+    kinds = {
+        "fp32": (torch.float32, 0.3), "bf16": (torch.bfloat16, 0.3), "bf16 near": (torch.bfloat16, 0.005),
+        "fp16": (torch.float16, 0.3), "fp16 near": (torch.float16, 0.005),
+    }  # fmt: skip
     cases = {
         (name, kind, seed): random_case(name, seed, *facts)
         for name in METHODS for kind, facts in kinds.items() for seed in range(count)
@@ -313,7 +192,10 @@ def tensors(count: int = 25) -> None:
         for chosen in [[(k, r) for k, r in table.items() if k.split(" ", 1)[1] == kind]]
     }  # fmt: skip
     print(json.dumps(summary, indent=1))
-    put("merge_tensors", {"bar": "fp32 2e-6 of the largest; bf16 one ulp on 99.9 %", "summary": summary, "rows": table})
+    put(
+        "merge_tensors",
+        {"bar": "fp32 2e-6 of the largest; bf16, fp16 one ulp on 99.9 %", "summary": summary, "rows": table},
+    )
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

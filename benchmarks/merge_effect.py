@@ -18,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gnomon.merge.build import MergeRun, open_merge
+from gnomon.merge.evolve import evolve
 from gnomon.merge.writer import write
 from gnomon.models.cache import cache_dir
 from gnomon.models.reference import open_checkpoint
@@ -148,8 +149,8 @@ def measure(tensors: Mapping[str, torch.Tensor], module: torch.nn.Module, tokeni
     return found
 
 
-def merges() -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """(method, the swept value, merge file)."""
+def merges() -> Iterator[tuple[str, float, dict[str, Any] | Callable[[], dict[str, Any]]]]:
+    """(method, the swept value, merge file or how to find it)."""
     base, tuned = str(WORK / "base"), [str(WORK / task) for task in TASKS]
 
     def file(method: str, shared: dict[str, Any], own: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
@@ -174,7 +175,21 @@ def merges() -> Iterator[tuple[str, float, dict[str, Any]]]:
         )  # fmt: skip
     for value in (0.1, 0.5, 0.9, 1.0):
         yield "regmean (alpha)", value, file("regmean", {"alpha": value}, {"weight": 1.0}, data=True, data_tokens=3000)
+    yield "adamerging", 0.0, file("adamerging", {}, base_model=base, data=True, data_tokens=3000)
+    start = file("task_arithmetic", {}, {"weight": 0.7}, base_model=base)
+    yield "evolved task_arithmetic", 0.0, lambda: evolved("weights", start, ["weight"])
     yield "regmean_pp", 0.9, file("regmean_pp", {"alpha": 0.9}, {"weight": 1.0}, data=True, data_tokens=3000)
+
+
+def evolved(name: str, start: dict[str, Any], genes: list[str]) -> dict[str, Any]:
+    """The best of forty merges on the first halves of the training texts; kept in the cache with its whole search."""
+    path = WORK / f"evolved-{name}.json"
+    if not path.exists():
+        texts = {task: (WORK / f"{task}.txt").read_text() for task in TASKS}
+        found = evolve(start, texts, genes=genes, budget=40, most_tokens=600, threads=1, on_step=print)
+        path.write_text(json.dumps(vars(found)))
+    content: dict[str, Any] = json.loads(path.read_text())["content"]
+    return content
 
 
 def write_texts() -> None:
@@ -207,7 +222,7 @@ def sweep(seconds: str = "1e9") -> None:
             note(method, value, load_file(WORK / folder / "model.safetensors"))
     for method, value, content in merges():
         if (method, value) not in known and time.monotonic() < until:
-            merged = open_merge(content, MergeRun(seed=0, threads=1))
+            merged = open_merge(content() if callable(content) else content, MergeRun(seed=0, threads=1))
             note(method, value, {name: merged[name] for name in merged})
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gnomon.errors import MergeError
 from gnomon.merge.blocks import Reader, TensorView
+from gnomon.merge.compat.order import drawing_order, draws
+from gnomon.merge.compat.replay import Replay
 from gnomon.merge.data import Data, Texts
 from gnomon.merge.planned import MergePlan, Source, TensorPlan
 from gnomon.merge.randomness import CounterRandomness, Randomness, TorchRandomness
@@ -63,9 +64,17 @@ class MergedCheckpoint(Checkpoint):
         self.allow_nonfinite = allow_nonfinite
         self._plans = {tensor.name: tensor for tensor in plan.tensors}
         self._random = _randomness(plan)
+        self._replay = self._replayed(self._random.generator) if isinstance(self._random, TorchRandomness) else None
         self._lock = threading.Lock()
         self._once_lock = threading.Lock()
         self._kept: dict[str, Any] = {}
+
+    def _replayed(self, generator: torch.Generator) -> Replay:
+        """The tensors that draw from a generator, in mergekit's order."""
+        drawing = [tensor for tensor in self.plan.tensors if draws(tensor)]
+        order = drawing_order(self.plan.tensors, str(self.config.get("model_type"))) if drawing else []
+        chosen = {tensor.name for tensor in drawing}
+        return Replay([name for name in order if name in chosen], generator)
 
     def info(self, name: str) -> TensorInfo:
         planned = self._plans[name]
@@ -96,9 +105,24 @@ class MergedCheckpoint(Checkpoint):
         if methods()[planned.method].measure is not None and not self.plan.compat:
             view.hold()
         method = methods()[planned.method]
-        ordered = self._lock if self.plan.compat else nullcontext()  # one generator, consumed in the plan's order
-        with ordered:
+        if self._replay is None:
             method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+            return
+        with self._lock:
+            self._replay.at(name, self._draw)
+            method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+            self._replay.note(name)
+
+    def _draw(self, name: str) -> None:
+        """Merge a tensor for what it draws from the generator."""
+        planned = self._plans[name]
+        methods()[planned.method or ""].run(self.view(planned), planned.parameters, lambda start, rows: None)
+
+    @property
+    def order(self) -> list[str]:
+        """Names in the order in which they are best computed."""
+        first = self._replay.names if self._replay is not None else []
+        return [*first, *(name for name in self if name not in set(first))]
 
     def view(self, planned: TensorPlan) -> TensorView:
         """One tensor's inputs as blocks."""

@@ -7,13 +7,14 @@ module, whole file, the method's default.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import torch
 
 from gnomon.errors import ConfigError, MergeError
+from gnomon.merge.compat import WIDENED
 from gnomon.merge.config import Input as ModelEntry
 from gnomon.merge.config import MergeOptions, Slice, SliceSource
 from gnomon.merge.layout import (
@@ -29,6 +30,7 @@ from gnomon.merge.registry import MergeMethod, find_method, methods, suggest
 from gnomon.merge.settings import MISSING, Setting
 from gnomon.models.checkpoint import Checkpoint
 
+HALVES = ("float16", "bfloat16")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -82,6 +84,8 @@ class Planner:
         else:
             planned += self._sliced(options.slices or [], (options.parameters,), None)
             layers = _total_layers(options.slices or [])
+        if compat and options.out_dtype is None:
+            planned = [replace(t, dtype="float32") if t.method in WIDENED and t.dtype in HALVES else t for t in planned]
         tensors = tuple(sorted(planned, key=lambda tensor: tensor.name))
         if not tensors:
             raise MergeError(f"{self.where}: there is nothing to merge.")
@@ -213,7 +217,8 @@ class Planner:
                 sources.append((input_of(source), (source.parameters, *levels)))
         if base and base_source is None and self.method.base != "ignored":
             base_source = Source(base, self._present(base, leading, everyone))
-        return self._tensor(output, sources, base_source, t, levels)
+        planned = self._tensor(output, sources, base_source, t, levels)
+        return replace(planned, base_place=everyone.index(base)) if base in everyone else planned
 
     def _tensor(
         self,

@@ -27,6 +27,7 @@ class TensorPlan:
     promoted: the type that the inputs promote to. cast: what they are rounded to first.
     table: its rows stand for tokens, aligned to the output's vocabulary.
     rows: keep only that many (an explicitly allowed truncation of vocabularies).
+    base_place: where among the sources the file names the base; None: it does not, so it comes last.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorPlan:
     cast: str | None = None
     table: bool = False
     rows: int | None = None
+    base_place: int | None = None
 
     @property
     def inputs(self) -> tuple[Source, ...]:

@@ -120,8 +120,10 @@ def _compute(merged: MergedCheckpoint, partial: Path, slots: Sequence[Slot], don
                 done.add(slot.name, slot_digest(partial, slot))
 
             if merged.plan.compat:
-                for slot in todo:
-                    one(slot, threads)
+                waiting = {slot.name: slot for slot in todo}
+                for name in merged.order:
+                    if name in waiting:
+                        one(waiting[name], threads)
                 return
             small = [slot for slot in todo if _blocks(merged, slot.name) < SMALL_BLOCKS]
             chosen = {slot.name for slot in small}

@@ -16,6 +16,8 @@ def side_by_side(name: str) -> Whole | None:
     return _WHOLE.get(name)
 
 
+WIDENED = ("arcee_fusion", "ramplus_tl")
+"""Methods that multiply by float32 masks: what mergekit makes of half types is float32, where no `out_dtype` is set."""
 _WHOLE: dict[str, Whole] = {
     "task_arithmetic": task_vectors.task_arithmetic,
     "ties": task_vectors.ties,
