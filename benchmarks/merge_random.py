@@ -75,7 +75,7 @@ def random_file(seed: int, models: list[str], dtype: torch.dtype) -> dict[str, A
     if method in ("slerp", "nearswap", "arcee_fusion", *BASED) or optional:
         content["base_model"] = models[0]
     if draw.random() < 0.4:
-        content["slices"] = _slices(draw, method, entries, models)
+        content["slices"] = _slices(draw, entries, models[0] if "base_model" in content else None)
     elif method == "slerp":
         content["models"] = [*entries, {"model": models[0]}]
     else:
@@ -127,16 +127,15 @@ def _shared(draw: random.Random, method: str) -> dict[str, Any]:
     return {}
 
 
-def _slices(draw: random.Random, method: str, entries: list[dict[str, Any]], models: list[str]) -> list[dict[str, Any]]:
+def _slices(draw: random.Random, entries: list[dict[str, Any]], base: str | None) -> list[dict[str, Any]]:
     """Two or three runs of layers that may overlap; the sources' runs may lie at different depths."""
-    based = method in ("slerp", "nearswap", "arcee_fusion", *BASED)
     pieces = []
     for _ in range(draw.randint(2, 3)):
         length = draw.randint(1, LAYERS - 1)
         common = draw.randint(0, LAYERS - length)
         apart = draw.random() < 0.25
         sources = []
-        for entry in [*entries, *([{"model": models[0]}] if based else [])]:
+        for entry in [*entries, *([{"model": base}] if base else [])]:
             start = draw.randint(0, LAYERS - length) if apart else common
             sources.append({"model": entry["model"], "layer_range": [start, start + length], **entry})
         pieces.append({"sources": sources})

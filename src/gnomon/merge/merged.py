@@ -14,6 +14,7 @@ import torch
 
 from gnomon.errors import MergeError
 from gnomon.merge.blocks import Reader, TensorView
+from gnomon.merge.compat import WIDENED
 from gnomon.merge.compat.order import drawing_order, draws
 from gnomon.merge.compat.replay import Replay
 from gnomon.merge.data import Data, Texts
@@ -110,7 +111,10 @@ class MergedCheckpoint(Checkpoint):
             return
         with self._lock:
             self._replay.at(name, self._draw)
-            method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(dtype)))
+            # mergekit rounds to the inputs' type first, whatever is written
+            kept = dtype if planned.method in WIDENED else view.stored
+            view.out_dtype = kept
+            method.run(view, planned.parameters, lambda start, rows: write(start, rows.to(kept).to(dtype)))
             self._replay.note(name)
 
     def _draw(self, name: str) -> None:

@@ -2,8 +2,8 @@
 
 mergekit walks a graph of tasks (save <- merge <- gather <- load), always taking the ready task with the least label
 (the greatest name among a merge's input tensors), then the most urgent kind, then the one that its search of the graph
-met first. Without slices that is the order of names. Layers that stand in the output twice share their inputs, so there
-the search decides; it is replayed here with task numbers in a set, as mergekit has them. Knows names only.
+met first. Without slices that is the order of names. Layers that stand in the output twice read the same tensors, so
+there the search decides; it is replayed here with task numbers in a set, as mergekit has them. Knows names only.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ class _Graph:
     needs: list[list[int]] = field(default_factory=list)
     ranks: list[tuple[str, int]] = field(default_factory=list)
 
-    def task(self, kind: str, *facts: object, label: str = "") -> tuple[int, bool]:
-        """(its number, whether it is new)."""
+    def task(self, kind: str, *facts: object, label: str = "") -> int:
+        """Its number; a new one if it was not met before."""
         key = (kind, *facts)
-        new = key not in self.numbers
-        if new:
+        if key not in self.numbers:
             self.numbers[key] = len(self.needs)
             self.needs.append([])
             self.ranks.append((label, -URGENCY[kind]))
-        return self.numbers[key], new
+        return self.numbers[key]
 
 
 def draws(tensor: TensorPlan) -> bool:
@@ -61,7 +60,7 @@ def drawing_order(tensors: Sequence[TensorPlan], family: str) -> list[str]:
     for tensor in sorted(tensors, key=_listed(tensors, family)):
         merges[_add(graph, tensor)] = tensor.name
     saves = [number for (kind, *_), number in graph.numbers.items() if kind == "save"]
-    end, _ = graph.task("end")
+    end = graph.task("end")
     graph.needs[end] = [graph.numbers["writer",], *saves]  # fmt: skip
     return [merges[number] for number in _walk(graph, [*saves, end]) if number in merges]
 
@@ -73,13 +72,12 @@ def _add(graph: _Graph, tensor: TensorPlan) -> int:
         inputs.insert(tensor.base_place if tensor.base_place is not None else len(inputs), tensor.base)
     loads = list({source.model: source for source in inputs}.values())
     label = max(source.tensor for source in loads)
-    save, _ = graph.task("save", tensor.name, label=label)
-    writer, _ = graph.task("writer")
-    merge, _ = graph.task("merge", tensor.name, label=label)
-    gather, new = graph.task("gather", frozenset(loads), label=label)
+    save = graph.task("save", tensor.name, label=label)
+    writer = graph.task("writer")
+    merge = graph.task("merge", tensor.name, label=label)
+    gather = graph.task("gather", tensor.name, label=label)
     graph.needs[save], graph.needs[merge] = [writer, merge], [gather]
-    if new:
-        graph.needs[gather] = [graph.task("load", source, label=source.tensor)[0] for source in loads]
+    graph.needs[gather] = [graph.task("load", source, label=source.tensor) for source in loads]
     return merge
 
 

@@ -17,9 +17,9 @@ TINY = 1e-8
 def importance(block: Block) -> Tensor:
     """[R, C] float32: |difference| * KL(softmax(model row) || softmax(base row))."""
     base_RC, model_RC = block.base.float(), block.models_RC[0].float()
-    share_RC = model_RC.softmax(-1)
-    logs_RC = (share_RC + TINY).log() - (base_RC.softmax(-1) + TINY).log()
-    divergence_R1 = (share_RC * logs_RC).sum(-1, keepdim=True)
+    # between near models the divergence is at rounding's size: mergekit's own steps, or other elements would be taken
+    share_RC, base_share_RC = model_RC.softmax(-1) + TINY, base_RC.softmax(-1) + TINY
+    divergence_R1 = (share_RC * (share_RC / base_share_RC).log()).sum(-1, keepdim=True)
     return (model_RC - base_RC).abs() * divergence_R1
 
 
