@@ -334,50 +334,69 @@ def speed(rounds: int = 3, methods: tuple[str, ...] = ("ties", "dare_ties", "lin
 
 
 def kills(count: int = 20) -> None:
-    """kill -9 at a random moment, then run again: the same bytes, and never a partial directory under the name."""
-    models = tiny_models(WORK / "float32", torch.float32)
-    content = {
-        "merge_method": "dare_ties", "base_model": models[0],
-        "models": [{"model": m, "parameters": {"weight": 0.5, "density": 0.5}} for m in models[1:]],
-    }  # fmt: skip
-    file = WORK / "kills.yaml"
-    file.write_text(yaml.safe_dump(content))
-    out = WORK / "kills"
+    """kill -9 at a random moment of a real merge, then run again: the same bytes, never a part under the final name.
+
+    Three models of 135M parameters by dare_ties. The moment is drawn evenly over what an undisturbed run takes from its
+    first file on to its end.
+    """
+    file, out, partial = big_file("dare_ties"), WORK / "kills", WORK / "kills.partial"
+    command, noted = [*OURS, str(file), str(out), "--max-memory", "1GB"], WORK / "kills-135m.json"
 
     def digest() -> str:
         parts = [hashlib.sha256(f.read_bytes()).hexdigest() + f.name for f in sorted(out.iterdir())]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def fresh() -> None:
-        for path in (out, out.with_name("kills.partial")):
+        for path in (out, partial):
             shutil.rmtree(path, ignore_errors=True)
 
-    command = [*OURS, str(file), str(out)]
-    fresh()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    calm, noted = digest(), WORK / "kills.json"
-    found = json.loads(noted.read_text()) if noted.exists() else {"kills": 0, "while_writing": 0, "same_bytes": 0}
-    draw = random.Random(found["kills"])
-    while found["kills"] < count:  # resumable: each kill is noted
+    def begin() -> subprocess.Popen[bytes]:
+        """A run whose first file is there."""
         fresh()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not out.with_name("kills.partial").exists():
+        while process.poll() is None and not partial.exists():
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.3))
+        return process
+
+    calm, lengths = "", []
+    for _ in range(2):
+        process, began = begin(), time.perf_counter()
+        if process.wait():
+            raise SystemExit("the undisturbed run failed")
+        lengths.append(time.perf_counter() - began)
+        if calm not in ("", digest()):
+            raise SystemExit("two undisturbed runs differ")
+        calm = digest()
+    rows = json.loads(noted.read_text()) if noted.exists() else []
+    while len(rows) < count:  # resumable: each kill is noted
+        moment = random.Random(len(rows)).uniform(0, min(lengths))
+        process = begin()
+        time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        found["while_writing"] += out.with_name("kills.partial").exists()
+        while_writing = partial.exists()
+        journal = partial / "journal.jsonl"
+        finished = len(journal.read_text().splitlines()) - 1 if journal.exists() else None
         if out.exists() and digest() != calm:
-            raise SystemExit("a partial directory stands under the final name")
+            raise SystemExit("a part of a model stands under the final name")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found["same_bytes"] += digest() == calm
-        found["kills"] += 1
-        noted.write_text(json.dumps(found))
-    print(found)
+        rows.append(
+            {"moment_s": round(moment, 3), "while_writing": while_writing, "tensors_finished": finished,
+             "same_bytes": digest() == calm}
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+        noted.write_text(json.dumps(rows))
     cut = [] if shutil.which("unshare") is None else ["unshare", "-rn"]
     fresh()
     offline = subprocess.run([*cut, *command], stdout=subprocess.DEVNULL).returncode == 0 and digest() == calm
-    put("merge_kills", found | {"same_bytes_without_network": offline if cut else "unshare is missing"})
+    fresh()
+    summary = {
+        "kills": len(rows), "while_writing": sum(r["while_writing"] for r in rows),
+        "same_bytes": sum(r["same_bytes"] for r in rows), "undisturbed_s_after_start": [round(t, 2) for t in lengths],
+        "same_bytes_without_network": offline if cut else "unshare is missing",
+    }  # fmt: skip
+    print(summary)
+    put("merge_kills", {"model": "three of 135M, dare_ties, 1GB", **summary, "rows": rows})
 
 
 def put(name: str, content: dict[str, Any]) -> None:
