@@ -1,7 +1,7 @@
 """Grammars beside the peers: the official suite, real schemas, times of masks, decoding, and texts drawn at random.
 
     python benchmarks/grammar.py suite    [--suite DIR]     JSON-Schema-Test-Suite; DIR: a checkout, for every draft
-    python benchmarks/grammar.py real                       what grammar_schemas.py collected
+    python benchmarks/grammar.py real     [--count 250]     what grammar_schemas.py collected; peers: the first 250
     python benchmarks/grammar.py masks                      first mask and mask average, 49k and 262k vocabularies
     python benchmarks/grammar.py decode                     tokens a second with a schema and without
     python benchmarks/grammar.py sampling                   500 schemas at temperature 1, limits from shortest to long
@@ -237,9 +237,13 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
     instances = sum(len(one["instances"]) for one in schemas)
     result: dict[str, Any] = {"schemas": len(schemas), "instances": instances}
     result |= json.loads((BENCH / "schemas" / "about.json").read_text())
+    beside = options.count or len(jobs)
     for name in options.engines:
-        answers = resumed(BENCH / "schemas" / f"real-{name}.jsonl", jobs, name, options.model)
-        result[name] = real_row(schemas, answers, listed=name == "gnomon")
+        count = len(jobs) if name in OURS else beside
+        answers = resumed(BENCH / "schemas" / f"real-{name}.jsonl", jobs[:count], name, options.model)
+        result[name] = real_row(schemas[:count], answers, listed=name == "gnomon")
+        if name in OURS and beside < count:
+            result[f"{name}, the first {beside}"] = real_row(schemas[:beside], answers[:beside], listed=False)
         print(name, {key: value for key, value in result[name].items() if key != "missed"}, flush=True)
     return result
 
@@ -265,6 +269,7 @@ def real_row(schemas: list[dict[str, Any]], answers: list[dict[str, Any]], *, li
         count["valid"] += sum(i["valid"] for i in one["instances"])
         count["invalid"] += sum(not i["valid"] for i in one["instances"])
     row = {
+        "schemas": len(answers),
         "compiled": count["ok"],
         "compiled_share": count["ok"] / len(answers),
         "passing": passing,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gnomon.grammar.options import GrammarOptions
+    from gnomon.models.tokenizer import Tokenizer
 
 KEPT = 256
 KEPT_ON_DISK = 1000
@@ -46,21 +47,21 @@ class GrammarCache:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Grammar] = OrderedDict()
 
-    def get(self, arguments: Arguments) -> Grammar:
+    def get(self, arguments: Arguments, tokenizer: Tokenizer | None = None) -> Grammar:
         """Raises GrammarError."""
         key = key_of(arguments)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        grammar = self._found(key, arguments)
+        grammar = self._found(key, arguments, tokenizer)
         with self._lock:
             self._known[key] = grammar
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return grammar
 
-    def _found(self, key: str, arguments: Arguments) -> Grammar:
+    def _found(self, key: str, arguments: Arguments, tokenizer: Tokenizer | None) -> Grammar:
         if (plan := read_plan(key)) is not None:
             return restore(arguments, plan)
         started = time.monotonic()
@@ -68,7 +69,7 @@ class GrammarCache:
             plan = self.worker.plan(arguments)
             grammar = restore(arguments, plan)
         else:
-            grammar = make(arguments)
+            grammar = make(arguments, tokenizer)
         if time.monotonic() - started > SLOW:
             write_plan(key, plan or plan_of(grammar))
         return grammar
@@ -86,14 +87,14 @@ def compile_apart(worker: Worker | None) -> None:
     CACHE.worker = worker
 
 
-def compiled(options: GrammarOptions) -> Grammar:
-    """Raises GrammarError."""
+def compiled(options: GrammarOptions, tokenizer: Tokenizer | None = None) -> Grammar:
+    """tokenizer: of the model that will write. Raises GrammarError."""
     source = options.json_schema
     if isinstance(source, Grammar):
         return source
     arguments: dict[str, Any] = {"whitespace": options.whitespace, "formats": options.formats}
     if looks_like_type(source):
-        return compile_grammar(type=source, **arguments)
+        return compile_grammar(type=source, tokenizer=tokenizer, **arguments)
     if options.tools is not None:
         arguments = {"tools": options.tools.model_dump()}
     for name, value in (
@@ -106,9 +107,9 @@ def compiled(options: GrammarOptions) -> Grammar:
         if value is not None:
             arguments[name] = value
     try:
-        return CACHE.get(arguments)
+        return CACHE.get(arguments, tokenizer)
     except TypeError:  # a schema that is no JSON: compile() says where
-        return compile_grammar(**arguments)
+        return compile_grammar(**arguments, tokenizer=tokenizer)
 
 
 def key_of(arguments: Arguments) -> str:

@@ -22,7 +22,8 @@ from gnomon.grammar.schema.build import compile_schema
 from gnomon.grammar.schema.checks import PatternHints
 from gnomon.grammar.schema.lookaround import language
 from gnomon.grammar.schema.patterns import for_mask
-from gnomon.grammar.vocabulary import byte_vocabulary
+from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary, vocabulary_of
+from gnomon.models.tokenizer import Tokenizer
 
 MOST_CHOICES = 10_000
 MOST_GRAMMAR = 1_000_000
@@ -40,13 +41,15 @@ def compile(
     registry: Mapping[str, Any] | None = None,
     formats: str = "assert",
     whitespace: str = "compact",
+    tokenizer: Tokenizer | None = None,
 ) -> Grammar:
     """Compile one grammar.
 
     schema: a JSON Schema (mapping, bool or JSON text). regex: matches the whole text. lark, gbnf: context-free
     grammars. choices: the exact texts allowed. type: a pydantic model, dataclass, TypedDict, Enum, Literal, or any type
     that pydantic takes. registry: documents that `$ref` may name, by URI. formats: "assert" or "annotate". whitespace:
-    "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON).
+    "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON). tokenizer: of the model that will
+    write; its masks are then made at once, which makes the first one come sooner.
     Raises GrammarError.
     """
     given = {"schema": schema, "regex": regex, "lark": lark, "gbnf": gbnf, "choices": choices, "type": type}
@@ -58,25 +61,37 @@ def compile(
         )
     if whitespace not in WHITESPACE or formats not in ("assert", "annotate"):
         raise GrammarError('`whitespace` is "compact" or "flexible", `formats` is "assert" or "annotate".')
+    vocabulary = byte_vocabulary() if tokenizer is None else vocabulary_of(tokenizer)
     if regex is not None:
-        return _of_regex(regex)
+        return _of_regex(regex, vocabulary)
     if choices is not None:
-        return _of_choices(choices)
+        return _of_choices(choices, vocabulary)
     if lark is not None:
-        return _of_lark(lark, "lark")
+        return _of_lark(lark, "lark", vocabulary)
     if gbnf is not None:
-        return _of_lark(_from_gbnf(gbnf), "gbnf")
+        return _of_lark(_from_gbnf(gbnf), "gbnf", vocabulary)
     convert = None
     if type is not None:
         schema, convert = schema_of_type(type)
     schema = read_schema(schema)
     compiled = compile_schema(
-        schema, registry=registry, assert_formats=formats == "assert", spaces=WHITESPACE[whitespace]
+        schema,
+        registry=registry,
+        assert_formats=formats == "assert",
+        spaces=WHITESPACE[whitespace],
+        vocabulary=vocabulary,
     )
-    return Grammar(compiled.grammar, compiled.report, validators=compiled.validators, convert=convert, source=schema)
+    return Grammar(
+        compiled.grammar,
+        compiled.report,
+        validators=compiled.validators,
+        convert=convert,
+        source=schema,
+        matcher=compiled.matcher,
+    )
 
 
-def _of_regex(pattern: str) -> Grammar:
+def _of_regex(pattern: str, vocabulary: Vocabulary) -> Grammar:
     if not isinstance(pattern, str) or len(pattern) > MOST_GRAMMAR:
         raise GrammarError("`regex` is a pattern of at most a million characters.", param="regex")
     mask = for_mask(pattern, whole=True)
@@ -86,22 +101,22 @@ def _of_regex(pattern: str) -> Grammar:
             hint="They cannot be enforced while a text is written. Say it without them.",
             param="regex",
         )
-    return _made(str(LLMatcher.grammar_from_regex(mask)), "regex", pattern, pattern_hints(pattern))
+    return _made(str(LLMatcher.grammar_from_regex(mask)), "regex", pattern, vocabulary, pattern_hints(pattern))
 
 
-def _of_choices(choices: Sequence[str]) -> Grammar:
+def _of_choices(choices: Sequence[str], vocabulary: Vocabulary) -> Grammar:
     if isinstance(choices, str) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise GrammarError("`choices` is a list of one or more texts, none of them empty.", param="choices")
     if len(choices) > MOST_CHOICES:
         raise GrammarError(f"At most {MOST_CHOICES} choices; given {len(choices)}.", param="choices")
     alternatives = "\n     | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
-    return _made(str(LLMatcher.grammar_from_lark(f"start: {alternatives}")), "choices", list(choices))
+    return _made(str(LLMatcher.grammar_from_lark(f"start: {alternatives}")), "choices", list(choices), vocabulary)
 
 
-def _of_lark(text: str, kind: str) -> Grammar:
+def _of_lark(text: str, kind: str, vocabulary: Vocabulary) -> Grammar:
     if not isinstance(text, str) or not text.strip() or len(text) > MOST_GRAMMAR:
         raise GrammarError(f"`{kind}` is a grammar of at most a million characters.", param=kind)
-    return _made(str(LLMatcher.grammar_from_lark(text)), kind, text)
+    return _made(str(LLMatcher.grammar_from_lark(text)), kind, text, vocabulary)
 
 
 def _from_gbnf(text: str) -> str:
@@ -117,14 +132,14 @@ def pattern_hints(pattern: str) -> PatternHints | None:
     return None if automaton is None else PatternHints(automaton)
 
 
-def _made(mask: str, kind: str, source: Any, hints: PatternHints | None = None) -> Grammar:
+def _made(mask: str, kind: str, source: Any, vocabulary: Vocabulary, hints: PatternHints | None = None) -> Grammar:
     try:
-        Matcher(byte_vocabulary(), mask)
+        matcher = Matcher(vocabulary, mask)
     except GrammarError as error:
         if "Unsatisfiable" in error.message:
             return Grammar(mask, Report(kind, unsatisfiable=True), source=source)
         raise GrammarError(f"The {kind} grammar is wrong: {error.message}", param=kind) from None
-    return Grammar(mask, Report(kind), checks=hints, source=source)
+    return Grammar(mask, Report(kind), checks=hints, source=source, matcher=matcher)
 
 
 def read_schema(given: Any) -> Any:

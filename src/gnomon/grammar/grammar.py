@@ -39,7 +39,8 @@ class Verdict:
 
 
 class Grammar:
-    """compile() makes it. mask: for llguidance; validators: of a schema's values; checks: of other kinds, if any."""
+    """compile() makes it. mask: for llguidance; validators: of a schema's values; checks: of other kinds, if any;
+    matcher: a walk at its beginning, where one was made already."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Grammar:
         checks: Checks | None = None,
         convert: Callable[[Any], Any] | None = None,
         source: Any = None,
+        matcher: Matcher | None = None,
     ) -> None:
         self.mask = mask
         self.report = report
@@ -59,7 +61,8 @@ class Grammar:
         self._checks = checks
         self._shortest: str | None = None
         self._searched = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._prototypes: dict[int, Matcher] = {} if matcher is None else {id(matcher.vocabulary): matcher}
 
     # -- texts --------------------------------------------------------------------------------------------------
 
@@ -139,7 +142,7 @@ class Grammar:
             return self._prototype(vocabulary).copy()
 
     def byte_matcher(self) -> Matcher:
-        return Matcher(byte_vocabulary(), self.mask)
+        return self.matcher(byte_vocabulary())
 
     def bind(self, tokenizer: Tokenizer) -> Matcher:
         """A fresh walk over a model's vocabulary."""
@@ -154,7 +157,7 @@ class Grammar:
         return list(known[key])
 
     def _prototype(self, vocabulary: Vocabulary) -> Matcher:
-        made: dict[int, Matcher] = self.__dict__.setdefault("_prototypes", {})
+        made = self._prototypes
         if id(vocabulary) not in made:
             if len(made) > 4:
                 made.clear()

@@ -15,6 +15,7 @@ from gnomon.errors import GrammarError
 
 if TYPE_CHECKING:
     from gnomon.grammar.grammar import Grammar
+    from gnomon.models.tokenizer import Tokenizer
 
 KINDS = ("schema", "regex", "lark", "gbnf", "choices", "tools")
 
@@ -79,12 +80,12 @@ class GrammarOptions(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(KINDS)}; given: {', '.join(given) or 'none'}")
         return self
 
-    def grammar(self) -> Grammar:
-        """The compiled grammar, from the cache when these options were compiled before."""
+    def grammar(self, tokenizer: Tokenizer | None = None) -> Grammar:
+        """The compiled grammar, from the cache when it was compiled before. tokenizer: of the model that will write."""
         from gnomon.grammar.cache import compiled
 
         if self._grammar is None:
-            self._grammar = compiled(self)
+            self._grammar = compiled(self, tokenizer)
         found: Grammar = self._grammar
         return found
 

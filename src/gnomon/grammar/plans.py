@@ -18,6 +18,7 @@ from gnomon.grammar.report import Report
 from gnomon.grammar.schema.bounds import plain
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, custom_tool, tool_grammar
+from gnomon.models.tokenizer import Tokenizer
 
 Arguments = Mapping[str, Any]
 """compile()'s keywords as JSON values; or `tools`: the fields of ToolCalls."""
@@ -33,10 +34,10 @@ class Plan(BaseModel):
     shortest: str | None
 
 
-def make(arguments: Arguments) -> Grammar:
+def make(arguments: Arguments, tokenizer: Tokenizer | None = None) -> Grammar:
     """Compile from nothing. Raises GrammarError."""
     if "tools" not in arguments:
-        return compile_grammar(**arguments)
+        return compile_grammar(**arguments, tokenizer=tokenizer)
     tools = arguments["tools"]
     functions, form = tools["functions"], FORMS[tools["form"]]
     choice, parallel, content = tools["choice"], tools["parallel"], tools["content"]

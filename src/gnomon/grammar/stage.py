@@ -275,7 +275,7 @@ class GrammarStage:
 
 def build(options: GrammarOptions, context: StageContext) -> GrammarStage:
     """Raises GrammarError before any decoding: unsatisfiable, or no complete text fits the token limit."""
-    grammar = options.grammar()
+    grammar = options.grammar(context.tokenizer)
     if grammar.report.unsatisfiable:
         grammar.shortest()  # says why
     shortest = grammar.shortest_tokens(context.tokenizer) if grammar.known_shortest() is not None else None

@@ -22,7 +22,7 @@ from gnomon.grammar.schema import formats
 from gnomon.grammar.schema.bounds import check_bounds, draft_of, escape, plain
 from gnomon.grammar.schema.lowering import SILENT, Lowered, NameOrder, lower
 from gnomon.grammar.schema.validators import Validators
-from gnomon.grammar.vocabulary import byte_vocabulary
+from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary
 
 COMPACT = {"whitespace_flexible": False}
 LOOSE = ("oneOf>anyOf", "contains>loose", "patternProperties>loose", "multipleOf>loose")
@@ -60,20 +60,28 @@ _ONE = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """grammar: for the mask engine; lowered: the schema it says. validators: of the schema as written."""
+    """grammar: for the mask engine; lowered: the schema it says. validators: of the schema as written. matcher: a walk
+    at the grammar's beginning."""
 
     grammar: str
     report: Report
     validators: Validators
     lowered: Any = False
+    matcher: Matcher | None = None
 
 
 def compile_schema(
-    schema: Any, *, registry: Mapping[str, Any] | None = None, assert_formats: bool = True, spaces: str | None = None
+    schema: Any,
+    *,
+    registry: Mapping[str, Any] | None = None,
+    assert_formats: bool = True,
+    spaces: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Compiled:
     """Raises GrammarError for a schema that is wrong, too large, or refers to what is not there.
 
-    spaces: a pattern of the whitespace that may stand between tokens of JSON; None: none.
+    spaces: a pattern of the whitespace that may stand between tokens of JSON; None: none. vocabulary: over which the
+    grammar is tried; None: bytes.
     """
     check_bounds(schema)
     written = plain(schema)
@@ -89,7 +97,7 @@ def compile_schema(
     for route, lowered in _routes(written, bundled, order, draft in OLD_DRAFTS):
         try:
             grammar = _grammar(lowered.schema, options)
-            Matcher(byte_vocabulary(), grammar)
+            matcher = Matcher(vocabulary or byte_vocabulary(), grammar)
         except GrammarError as error:
             failures.append(f"{route}: {error.message}")
             if "Unsatisfiable schema" in error.message and route != "normal form, narrowed":
@@ -102,7 +110,7 @@ def compile_schema(
         validators.watch([entry for entry in entries if entry.status == "post-validated"])
         warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
         report = Report("schema", entries, draft, route, warnings=warnings)
-        return Compiled(grammar, report, validators, lowered.schema)
+        return Compiled(grammar, report, validators, lowered.schema, matcher)
     raise GrammarError("No grammar could be made of this schema. " + " ".join(failures[-2:]), param="schema")
 
 
@@ -115,10 +123,12 @@ def _routes(written: Any, bundled: Any, order: NameOrder, old: bool) -> Iterator
     given_up: frozenset[str] = frozenset()
     for more in ((), *GIVE_UP):
         given_up |= frozenset(more)
-        relaxed = lower(written, order=order, also_drop=given_up, old=old)
-        routes = [("relaxed", relaxed)]
+        routes = []
         if normal is not None:
-            routes.insert(0, ("normal form", lower(normal, order=order, reorder=True, also_drop=given_up)))
+            routes.append(("normal form", lower(normal, order=order, reorder=True, also_drop=given_up)))
+            if not routes[0][1].dropped:
+                yield routes.pop()
+        routes.append(("relaxed", lower(written, order=order, also_drop=given_up, old=old)))
         yield from sorted(routes, key=lambda route: len(route[1].dropped))
     whole = Lowered(_type_only(written))
     for keyword in _keywords(written):

@@ -6,7 +6,7 @@ something was dropped, more). Whoever calls it validates the rest. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
@@ -138,7 +138,7 @@ class _Lowering:
 
     def node(self, schema: Any) -> Any:
         """One schema, lowered with all below it."""
-        if not isinstance(schema, Mapping):
+        if not isinstance(schema, dict):
             return schema
         out: Node = {key: value for key, value in schema.items() if key not in SILENT}
         if schema.get("enum") == []:
@@ -146,7 +146,7 @@ class _Lowering:
         for step in self.steps:
             step(out)
         for key in SCHEMA_MAPS:
-            if isinstance(out.get(key), Mapping):
+            if isinstance(out.get(key), dict):
                 out[key] = {name: self.node(value) for name, value in out[key].items()}
         for key in SCHEMA_LISTS:
             if isinstance(out.get(key), list):
@@ -161,7 +161,7 @@ class _Lowering:
         return out
 
     def _drop_unsayable(self, out: Node) -> None:
-        if isinstance(out.get("then"), Mapping) and isinstance(out.get("else"), Mapping) and "if" in out:
+        if "if" in out and isinstance(out.get("then"), dict) and isinstance(out.get("else"), dict):
             _also(out, {"anyOf": [out["then"], out["else"]]})
         if out.get("minContains") == 0 and "contains" in out:
             del out["contains"], out["minContains"]
@@ -199,7 +199,7 @@ class _Lowering:
         rest = out.get("additionalProperties", True)
         properties = dict(out.get("properties", {}))
         if (
-            isinstance(names, Mapping)
+            isinstance(names, dict)
             and set(names) <= {"enum", "const", "type"}
             and ("enum" in names or "const" in names)
         ):
@@ -209,7 +209,7 @@ class _Lowering:
                 out["properties"] = {name: properties.get(name, rest) for name in known_}
                 out["additionalProperties"] = False
                 return
-        if names is False or (isinstance(names, Mapping) and names.get("not") == {}):
+        if names is False or (isinstance(names, dict) and names.get("not") == {}):
             out["properties"], out["additionalProperties"] = {}, False
             out.pop("patternProperties", None)
             return
@@ -221,7 +221,7 @@ class _Lowering:
 
     def _pattern_properties(self, out: Node) -> None:
         found = out.get("patternProperties")
-        if not isinstance(found, Mapping) or not found:
+        if not isinstance(found, dict) or not found:
             out.pop("patternProperties", None)
             return
         sayable = {patterns.for_mask(pattern): value for pattern, value in found.items()}
@@ -240,7 +240,7 @@ class _Lowering:
         """In a closed object with few optional keys a least count is a choice of which of them are there."""
         least, properties = out.get("minProperties"), out.get("properties")
         closed = out.get("additionalProperties") is False and "patternProperties" not in out
-        if not closed or not isinstance(properties, Mapping) or not isinstance(least, int | float):
+        if not closed or not isinstance(properties, dict) or not isinstance(least, int | float):
             return
         required = [name for name in out.get("required", []) if name in properties]
         optional = [name for name, value in properties.items() if name not in required and value is not False]
@@ -329,7 +329,7 @@ def _both(first: Any, second: Any) -> Any:
 
 def _pattern_of_names(names: Any) -> str | None:
     """A rule for property names as one pattern, when it is one."""
-    if not isinstance(names, Mapping) or set(names) - {"type", "pattern", "minLength", "maxLength"}:
+    if not isinstance(names, dict) or set(names) - {"type", "pattern", "minLength", "maxLength"}:
         return None
     if names.get("type", "string") != "string":
         return None
