@@ -321,10 +321,15 @@ def masks(options: argparse.Namespace) -> dict[str, Any]:
         for driver in drivers.values():
             driver.close()
         size = open_checkpoint(model).tokenizer().vocab_size
-        result[f"{model} ({size})"] = {
+        rows = {
             name: {"schemas": len(found), **dict(Counter(one["status"] for one in found)), **times(found)}
             for name, found in answers.items()
         }
+        taken = [place for place, one in enumerate(answers.get("llguidance", ())) if one["status"] == "ok"]
+        if taken and "gnomon" in answers:
+            both = [answers["gnomon"][place] for place in taken]
+            rows["gnomon, where llguidance alone compiles"] = {"schemas": len(both), **times(both)}
+        result[f"{model} ({size})"] = rows
         print(model, json.dumps(result[f"{model} ({size})"], indent=1), flush=True)
     return result
 

@@ -2,13 +2,14 @@
 has the engine:
     python benchmarks/grammar_engines.py ENGINE VOCABULARY.json
 The vocabulary: {"tokens": [hex], "end": id, "gguf": path}. Each line in is {"schema", "texts": [[token ids]]}, each
-line out {"status": "ok" | "refused" | "timeout" | "died", "first_ms", "masks_us", "verdicts", "peak_mb"}. Every schema
-runs in a process forked for it, with a kill timer and a limit of memory. A text is accepted when each of its tokens
-is in the mask at its place, and an end after the last.
+line out {"status": "ok" | "refused" | "timeout" | "died", "first_ms", "masks_us", "verdicts", "peak_mb"}. Schemas
+run in a forked process with a kill timer and a limit of memory; when it was killed, a fresh one follows. A text is
+accepted when each of its tokens is in the mask at its place, and an end after the last.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -266,8 +267,7 @@ def judged(begin: Callable[[], Walk], tokens: list[int], masks_us: list[float], 
 
 
 def work(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
-    if job.get("registry"):
-        engine.registry = job["registry"]
+    engine.registry = job.get("registry") or None
     started = time.perf_counter()
     try:
         begin = engine.compile(job["schema"])
@@ -285,39 +285,62 @@ def work(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"status": "ok", "first_ms": first_ms, "masks_us": masks_us, "verdicts": verdicts}
 
 
-def forked(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """The job in a child process; whatever becomes of it, an answer."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+class Child:
+    """A process forked from this one that works on schema after schema, until one kills it."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.pid = 0
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Whatever becomes of the child, an answer."""
+        if not self.pid:
+            self._fork()
+        line = (json.dumps(job) + "\n").encode()
+        while line:
+            line = line[os.write(self.asking, line) :]
+        text, deadline = b"", time.monotonic() + SECONDS
+        while (left := deadline - time.monotonic()) > 0 and select.select([self.answering], [], [], left)[0]:
+            piece = os.read(self.answering, 1 << 20)
+            text += piece
+            if not piece or text.endswith(b"\n"):
+                break
+        if text.endswith(b"\n"):
+            found: dict[str, Any] = json.loads(text)
+            return found
+        late = time.monotonic() >= deadline
+        self.end()
+        return {"status": "timeout" if late else "died"}
+
+    def end(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self.asking), os.close(self.answering)
+            self.pid = 0
+
+    def _fork(self) -> None:
+        asked, self.asking = os.pipe()
+        self.answering, answered = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(asked), os.close(answered)
+            return
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        os.close(self.asking), os.close(self.answering)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
-        work(engine, WARMTH)  # pages that a fork copies when they are first touched are no engine's time
-        try:
-            answer = work(engine, job)
-        except BaseException as error:
-            answer = {"status": "refused", "error": f"{type(error).__name__}: {error}"[:300]}
-        answer["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        with os.fdopen(writing, "w") as file:
-            file.write(json.dumps(answer))
+        work(self.engine, WARMTH)
+        with os.fdopen(asked) as jobs, os.fdopen(answered, "w") as answers:
+            for line in jobs:
+                try:
+                    answer = work(self.engine, json.loads(line))
+                except BaseException as error:
+                    answer = {"status": "refused", "error": f"{type(error).__name__}: {error}"[:300]}
+                answer["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                print(json.dumps(answer), file=answers, flush=True)
+                gc.collect()  # what the last schema left is not this one's time
         os._exit(0)
-    os.close(writing)
-    text, deadline = b"", time.monotonic() + SECONDS
-    while (left := deadline - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
-        piece = os.read(reading, 1 << 20)
-        if not piece:
-            break
-        text += piece
-    os.close(reading)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    if text:
-        try:
-            return json.loads(text)
-        except ValueError:
-            return {"status": "died"}
-    return {"status": "timeout" if time.monotonic() >= deadline else "died"}
 
 
 def main() -> None:
@@ -327,8 +350,10 @@ def main() -> None:
     engine = ENGINES[sys.argv[1]](vocabulary)
     work(engine, WARMTH)  # what is loaded or built once is not timed
     print(json.dumps({"ready": True}), file=answers, flush=True)
+    child = Child(engine)
     for line in sys.stdin:
-        print(json.dumps(forked(engine, json.loads(line))), file=answers, flush=True)
+        print(json.dumps(child(json.loads(line))), file=answers, flush=True)
+    child.end()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from gnomon.errors import GrammarError
 from gnomon.grammar import Grammar, compile
+from gnomon.model import Model
 
 
 class Colour(Enum):
@@ -219,3 +220,27 @@ def test_each_object_keeps_its_own_order_of_properties(also: dict[str, Any]) -> 
     grammar = compile({**ORDERED, **also})
     text = '{"first":{"x":1,"y":2},"second":{"z":0,"y":1,"x":2}}'
     assert grammar.accepts(text, whitespace="as_generated", any_order=False)
+
+
+def test_numbers_of_more_than_64_bits_are_checked_afterwards_or_fail_with_a_sentence() -> None:
+    g = compile({"type": "integer", "maximum": 10**37, "minimum": -(10**30)})
+    assert [entry.keyword for entry in g.report.post_validated] == ["maximum", "minimum"]
+    assert g.accepts("12") and not g.accepts("1" + "0" * 38)
+    listed = compile({"enum": [10**30, "a"]})
+    assert listed.accepts('"a"') and not listed.accepts('"b"') and not listed.accepts("3")
+
+
+def test_thousands_of_names_in_one_object_have_a_mask() -> None:
+    names = {f"lint_{place}": {"enum": ["allow", "warn"]} for place in range(3000)}
+    g = compile({"type": "object", "properties": names, "additionalProperties": False})
+    assert g.accepts('{"lint_7":"warn","lint_2999":"allow"}', whitespace="as_generated", any_order=False)
+    assert not g.accepts('{"lint_3000":"warn"}', whitespace="as_generated", any_order=False)
+
+
+def test_a_grammar_tried_over_a_models_vocabulary_is_the_same_one(tiny: Model) -> None:
+    given = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    over_bytes, over_tokens = compile(given), compile(given, tokenizer=tiny.tokenizer)
+    assert over_bytes.mask == over_tokens.mask and over_bytes.report == over_tokens.report
+    assert over_bytes.shortest() == over_tokens.shortest() == '{"a":""}'
+    first, second = over_bytes.bind(tiny.tokenizer), over_tokens.bind(tiny.tokenizer)
+    assert first.allowed().tolist() == second.allowed().tolist()

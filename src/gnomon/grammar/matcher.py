@@ -20,6 +20,7 @@ LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     max_lexer_states=50_000,
+    max_items_in_row=20_000,
     verbose_errors=False,
 )
 

@@ -71,16 +71,16 @@ def _check_keyword(key: str, value: Any, path: str) -> None:
 
 def plain(schema: Any) -> Any:
     """A deep copy made of dicts and lists, without keys that would speak to the mask engine."""
-    copied = json.loads(json.dumps(schema))
-    return _without_private_keys(copied)
+    if type(schema) in _LEAVES:
+        return schema
+    if isinstance(schema, Mapping):
+        return {str(key): plain(item) for key, item in schema.items() if key != "x-guidance"}
+    if isinstance(schema, list | tuple):
+        return [plain(item) for item in schema]
+    return json.loads(json.dumps(schema))  # a subclass of a leaf, as members of some enumerations are
 
 
-def _without_private_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_private_keys(item) for key, item in value.items() if key != "x-guidance"}
-    if isinstance(value, list):
-        return [_without_private_keys(item) for item in value]
-    return value
+_LEAVES = frozenset([str, int, float, bool, type(None)])
 
 
 def draft_of(schema: Schema) -> str:

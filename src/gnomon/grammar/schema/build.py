@@ -158,7 +158,10 @@ def _spread(dropped: dict[str, str]) -> dict[str, str]:
 def _grammar(schema: Any, options: Mapping[str, Any]) -> str:
     if schema is False:
         raise GrammarError("Unsatisfiable schema: false")
-    return str(LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=dict(options)))  # type: ignore[arg-type]
+    try:
+        return str(LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=dict(options)))  # type: ignore[arg-type]
+    except ValueError as error:  # a number of more than 64 bits: the routes after this one say less of it
+        raise GrammarError(str(error)) from None
 
 
 def _canonical(schema: Any, registry: Mapping[str, Any] | None, assert_formats: bool) -> Any:

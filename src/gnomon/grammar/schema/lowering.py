@@ -51,6 +51,8 @@ SILENT = frozenset(
 )
 """Keywords that constrain nothing."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+MOST_INTEGER = 2**63 - 1
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = ("items", "additionalProperties", "additionalItems")
@@ -305,6 +307,11 @@ class _Lowering:
         if isinstance(out.get("multipleOf"), int | float) and "multipleOf>loose" in self.also_drop:
             self.result.drop("multipleOf", "a step of so many digits has no small automaton")
             del out["multipleOf"]
+        for key in BOUNDS:
+            value = out.get(key)
+            if isinstance(value, int) and abs(value) > MOST_INTEGER:
+                self.result.drop(key, "a number of more than 64 bits is left to the check afterwards")
+                del out[key]
         if out.get("minProperties") == 0:
             del out["minProperties"]
         for key in ("maxItems", "maxLength", "maxProperties"):
