@@ -309,3 +309,25 @@ def test_the_template_says_how_calls_are_written() -> None:
     assert form_of("{{ tools }} <tool_call>") is HERMES
     assert form_of('{% if tools %} {"name": n, "parameters": p} {% endif %}') is LLAMA3
     assert form_of("{{ messages }}") is HERMES
+
+
+def test_a_prompt_that_the_guard_refuses_is_a_refusal_where_a_structured_answer_was_asked_for(client: OpenAI) -> None:
+    guard = {"guard": {"input": [{"use": "words", "words": ["bomb"], "action": "block"}]}}
+    asked: list[Any] = [{"role": "user", "content": "a bomb"}]
+    answer = client.chat.completions.parse(
+        model="tiny", messages=asked, response_format=Step, max_tokens=60, extra_body=guard, n=2
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop" and choice.message.content is None and choice.message.parsed is None
+        assert choice.message.refusal == "The prompt was refused by the guard: words."
+    with client.chat.completions.stream(
+        model="tiny", messages=asked, response_format=Step, max_tokens=60, extra_body=guard
+    ) as stream:
+        told = [event.delta for event in stream if event.type == "refusal.delta"]
+        final = stream.get_final_completion().choices[0].message
+    assert "".join(told) == final.refusal == "The prompt was refused by the guard: words." and final.parsed is None
+    allowed = client.chat.completions.parse(
+        model="tiny", messages=MESSAGES, response_format=Step, max_tokens=60, extra_body=guard
+    )
+    assert allowed.choices[0].message.parsed is not None and allowed.choices[0].message.refusal is None

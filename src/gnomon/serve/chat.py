@@ -6,17 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from gnomon.errors import UsageError
+from gnomon.errors import Blocked, UsageError
 from gnomon.generation import Chunk, Generation, TokenLogprob
 from gnomon.model import Model
 from gnomon.serve import sse
 from gnomon.serve.body import read_json, schema
 from gnomon.serve.generating import Generating, found_entry, logprob_entry, options_of, usage_of
 from gnomon.serve.protocol import ChatBody, parse
+from gnomon.serve.refusals import refusal
 from gnomon.serve.state import state_of
 from gnomon.serve.strict import Profile
 from gnomon.serve.structured import grammar_usage, take_constraint
@@ -39,9 +41,17 @@ async def chat_completions(request: Request) -> Response:
     options |= _own_options(body) | constraint
     variables = {**(body.chat_template_kwargs or {}), "add_generation_prompt": body.add_generation_prompt}
     messages, variables = told(model, body.messages, use, variables)
-    run = await Generating.start(
-        state, model, [messages], options, chat=True, id_prefix="chatcmpl", variables=variables
-    )
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    try:
+        run = await Generating.start(
+            state, model, [messages], options, chat=True, id_prefix="chatcmpl", variables=variables
+        )
+    except Blocked as blocked:
+        if not constraint:
+            raise
+        head: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": body.model}
+        head |= {"system_fingerprint": model.fingerprint, "seed": options.get("seed")}
+        return refusal(head, blocked, options.get("n") or 1, headers, stream=bool(body.stream), usage=usage)
     calling = Calling(use, form_for(model)) if use is not None else None
     head = {
         "id": run.id,
@@ -51,7 +61,6 @@ async def chat_completions(request: Request) -> Response:
         "seed": run.seed,
     }
     if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
         return sse.stream(_events(run, request, head, usage, calling), headers)
     generations = await run.collect(request)
     answer = {
@@ -97,7 +106,7 @@ async def _events(
     empty = {"usage": None} if include_usage else {}
     reading = [CallDeltas(run.id, index, calling) for index in range(run.choices)] if calling else []
     for index in range(run.choices if calling is None else 0):
-        yield {**base, "choices": [_delta(index, {"role": "assistant", "content": ""})], **empty}
+        yield {**base, "choices": [_delta(index, {"role": "assistant", "content": "", "refusal": None})], **empty}
     last: dict[int, Chunk] = {}
     async for chunk in run.chunks(request):
         found, ends = found_entry(chunk.findings), chunk.finish_reason is not None
