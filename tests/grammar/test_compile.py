@@ -244,3 +244,13 @@ def test_a_grammar_tried_over_a_models_vocabulary_is_the_same_one(tiny: Model) -
     assert over_bytes.shortest() == over_tokens.shortest() == '{"a":""}'
     first, second = over_bytes.bind(tiny.tokenizer), over_tokens.bind(tiny.tokenizer)
     assert first.allowed().tolist() == second.allowed().tolist()
+
+
+def test_a_member_that_nothing_satisfies_leaves_the_schema_satisfiable_where_it_may_be_left_out() -> None:
+    never = {"additionalProperties": False, "oneOf": [{"type": "object", "required": ["text"]}]}
+    header = {"properties": {"title": {"anyOf": [{"$ref": "#/definitions/never"}]}}}
+    body = {"properties": {"header": header}}
+    g = compile({"definitions": {"never": never}, "properties": {"body": body}})
+    assert not g.report.unsatisfiable
+    assert g.accepts('{"body":{"header":{}}}') and g.accepts("3")
+    assert not g.accepts('{"body":{"header":{"title":{"text":1}}}}')
