@@ -101,7 +101,7 @@ def compile_schema(
             matcher = Matcher(vocabulary or byte_vocabulary(), grammar)
         except GrammarError as error:
             failures.append(f"{route}: {error.message}")
-            # The engine also says so of a branch that nobody has to take: the normal form, where it is sure, knows better.
+            # The engine says so of a branch that nobody has to take, too: the normal form, where sure, knows better.
             sure = satisfiable == jsonschema_rs.canonical.Satisfiability.YES
             if "Unsatisfiable schema" in error.message and not sure:
                 return Compiled("", Report("schema", entries_of({}), draft, route, unsatisfiable=True), validators)
