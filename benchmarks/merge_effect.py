@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from gnomon.merge.build import MergeRun, open_merge
 from gnomon.merge.evolve import evolve
+from gnomon.merge.perplexity import read_text
 from gnomon.merge.writer import write
 from gnomon.models.cache import cache_dir
 from gnomon.models.reference import open_checkpoint
@@ -177,25 +178,30 @@ def merges() -> Iterator[tuple[str, float, dict[str, Any] | Callable[[], dict[st
         yield "regmean (alpha)", value, file("regmean", {"alpha": value}, {"weight": 1.0}, data=True, data_tokens=3000)
     yield "adamerging", 0.0, file("adamerging", {}, base_model=base, data=True, data_tokens=3000)
     start = file("task_arithmetic", {}, {"weight": 0.7}, base_model=base)
-    yield "evolved task_arithmetic", 0.0, lambda: evolved("weights", start, ["weight"])
+    yield "evolved, text", 0.0, lambda: evolved("text", start)
+    yield "evolved, answers", 0.0, lambda: evolved("answers", start)
     yield "regmean_pp", 0.9, file("regmean_pp", {"alpha": 0.9}, {"weight": 1.0}, data=True, data_tokens=3000)
 
 
-def evolved(name: str, start: dict[str, Any], genes: list[str]) -> dict[str, Any]:
-    """The best of forty merges on the first halves of the training texts; kept in the cache with its whole search."""
-    path = WORK / f"evolved-{name}.json"
+def evolved(by: str, start: dict[str, Any]) -> dict[str, Any]:
+    """The best of forty merges, judged by the first halves of the training texts or by their answers alone."""
+    path = WORK / f"evolved-{by}.json"
     if not path.exists():
-        texts = {task: (WORK / f"{task}.txt").read_text() for task in TASKS}
-        found = evolve(start, texts, genes=genes, budget=40, most_tokens=600, threads=1, on_step=print)
+        texts = {task: read_text(WORK / f"{task}.{'txt' if by == 'text' else 'jsonl'}") for task in TASKS}
+        tokens = 600 if by == "text" else 1500
+        found = evolve(start, texts, genes=["weight"], budget=40, most_tokens=tokens, threads=1, on_step=print)
         path.write_text(json.dumps(vars(found)))
     content: dict[str, Any] = json.loads(path.read_text())["content"]
     return content
 
 
 def write_texts() -> None:
-    """What RegMean reads: each task's training examples."""
+    """What RegMean and AdaMerging read, and what evolution is judged by: each task's training examples."""
     for task in TASKS:
-        (WORK / f"{task}.txt").write_text("\n\n".join(a + b for a, b in examples(task)[0][:120]), encoding="utf-8")
+        asked = examples(task)[0][:120]
+        (WORK / f"{task}.txt").write_text("\n\n".join(a + b for a, b in asked), encoding="utf-8")
+        rows = [json.dumps({"prompt": a, "completion": b + "<|im_end|>"}) for a, b in asked]
+        (WORK / f"{task}.jsonl").write_text("\n".join(rows), encoding="utf-8")
 
 
 def sweep(seconds: str = "1e9") -> None:

@@ -199,7 +199,7 @@ def _data(options: MergeOptions, folder: Path) -> Texts | None:
 
     def read(name: str) -> Data:
         path = folder / name
-        return Data(read_text(path if path.exists() else Path(name)), options.data_tokens)
+        return Data(str(read_text(path if path.exists() else Path(name))), options.data_tokens)
 
     own = {entry.model: read(entry.data) for entry in options.models or [] if entry.data is not None}
     if options.data is None and not own:

@@ -18,7 +18,7 @@ from gnomon.errors import ConfigError, MissingExtra, UsageError
 from gnomon.loading import load
 from gnomon.merge.build import MergeRun, open_merge, parse_source
 from gnomon.merge.layout import Layout
-from gnomon.merge.perplexity import text_loss
+from gnomon.merge.perplexity import Text, halves, text_loss
 from gnomon.merge.registry import find_method
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.progress import progress
@@ -101,7 +101,7 @@ def _setting(found: Sequence[tuple[tuple[int, int] | None, float]]) -> Any:
 
 def evolve(
     file: str | Path,
-    texts: Mapping[str, str],
+    texts: Mapping[str, Text],
     *,
     genes: Sequence[str] = ("weight",),
     layer_group: int | None = None,
@@ -122,13 +122,13 @@ def evolve(
     depth = Layout.of(models[options.references()[0]])
     layers = depth.stacks.get(depth.main_stack() or "", 0)
     genome = genes_of(content, genes, layers, layer_group)
-    halves = {name: (text[: len(text) // 2], text[len(text) // 2 :]) for name, text in texts.items()}
+    split = {name: halves(text) for name, text in texts.items()}
     run = MergeRun(seed=seed, threads=threads)
 
     def loss(candidate: Mapping[str, Any], half: int) -> float:
         merged = open_merge(candidate, run, models, folder)
         with load(merged, max_sequences=1, ledger=False) as model:
-            found = [text_loss(model, pair[half], most_tokens=most_tokens).mean for pair in halves.values()]
+            found = [text_loss(model, pair[half], most_tokens=most_tokens).mean for pair in split.values()]
         return math.fsum(found) / len(found)
 
     start = [_start(gene, content, len(content["models"])) for gene in genome]

@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,9 +75,11 @@ def adamerging(models: Sequence[Checkpoint], base: Checkpoint | None, texts: Seq
     weights = torch.full((len(groups), len(models)), START, requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=RATE)
     with load(base, max_sequences=1, ledger=False) as running:
-        windows = [w for text in texts for w in _windows(running.encode(text.text)[: text.tokens])]
-        with running.module() as own:
-            module = copy.deepcopy(own)  # the running model's weights stay what they are
+        own = [_windows(running.encode(text.text)[: text.tokens]) for text in texts]
+        # by turns: a step that saw one text alone would have its weights grow at the others' expense
+        windows = [window for row in zip_longest(*own) for window in row if window is not None]
+        with running.module() as shared:
+            module = copy.deepcopy(shared)  # the running model's weights stay what they are
     parameters = {name: p.requires_grad_(True) for name, p in module.named_parameters() if name in places}
     with progress("learning weights", total=STEPS) as bar:
         for step in range(STEPS):

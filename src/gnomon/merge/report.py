@@ -14,7 +14,7 @@ from typing import Any
 from gnomon.loading import load
 from gnomon.merge.geometry import TensorGeometry, cosines, geometry, summed
 from gnomon.merge.merged import MergedCheckpoint
-from gnomon.merge.perplexity import text_loss
+from gnomon.merge.perplexity import Text, text_loss
 from gnomon.models.cache import atomic_write
 from gnomon.models.checkpoint import Checkpoint
 
@@ -54,7 +54,7 @@ def report(
     merged: MergedCheckpoint,
     *,
     result: Checkpoint | None = None,
-    text: str | None = None,
+    text: Text | None = None,
     most_tokens: int | None = None,
     blocks: int | None = 8,
 ) -> MergeReport:

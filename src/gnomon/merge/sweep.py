@@ -17,7 +17,7 @@ from gnomon.errors import MissingExtra, UsageError
 from gnomon.loading import load
 from gnomon.merge.build import MergeRun, open_merge
 from gnomon.merge.config import parse_config, read_documents
-from gnomon.merge.perplexity import TextLoss, text_loss
+from gnomon.merge.perplexity import Text, TextLoss, text_loss
 from gnomon.merge.registry import find_method, suggest
 from gnomon.progress import progress
 
@@ -89,7 +89,7 @@ def sweep(
     file: str | Path,
     parameter: str,
     values: Sequence[float],
-    texts: Mapping[str, str],
+    texts: Mapping[str, Text],
     *,
     run: MergeRun | None = None,
     most_tokens: int | None = None,
