@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from merge_bench import ROOT
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parents[1]
 BASED = ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della",
          "della_linear", "sce", "ram", "ramplus_tl", "model_stock"]  # fmt: skip
 METHODS = ["linear", "slerp", "nuslerp", "multislerp", "karcher", "nearswap", "arcee_fusion", "passthrough", *BASED]

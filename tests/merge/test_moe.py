@@ -16,6 +16,7 @@ from gnomon.cli.main import run
 from gnomon.errors import ConfigError
 from gnomon.merge.moe import open_moe, parse_moe
 from gnomon.models.reference import open_checkpoint
+from helpers.tiny import write_tiny_model
 
 Family = dict[str, Path]
 PROMPTS = [["the and in", "ou there"], ["in an ou", "an"]]
@@ -100,12 +101,97 @@ def test_the_routers_rows_are_where_the_prompts_are(mode: str, family: Family, t
             assert torch.allclose(got, rows, atol=2e-5), (mode, layer)
 
 
+def only_mlps(model: Path, layer: int, part: str) -> torch.Tensor:
+    return load_file(model / "model.safetensors")[f"model.layers.{layer}.mlp.{part}.weight"]
+
+
+def test_a_shared_expert_without_prompts_makes_a_deepseek(family: Family, tmp_path: Path) -> None:
+    file = moe_file(
+        tmp_path / "moe.yaml", family, gate_mode="random", shared_experts=[{"source_model": str(family["c"])}]
+    )
+    merged = open_moe(file, seed=5)
+    assert any("only as code of the hub" in warning for warning in merged.plan.warnings)
+    for layer in range(4):
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            home = f"model.layers.{layer}.mlp"
+            assert torch.equal(merged[f"{home}.experts.1.{part}.weight"], only_mlps(family["b"], layer, part))
+            assert torch.equal(merged[f"{home}.shared_experts.{part}.weight"], only_mlps(family["c"], layer, part))
+    router = torch.randn(4, 2, 48, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(merged["model.layers.2.mlp.gate.weight"], router[2])
+    wanted = {"model_type": "deepseek", "n_routed_experts": 2, "n_shared_experts": 1, "moe_intermediate_size": 80}
+    assert wanted.items() <= merged.config.items() and merged.config["architectures"] == ["DeepseekForCausalLM"]
+
+
+def logits(folder: Path) -> torch.Tensor:
+    import transformers
+
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        return model(input_ids=torch.tensor([[1, 5, 9, 33, 7]])).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_gated_shared_expert_makes_a_qwen2_moe_that_transformers_runs(
+    kind: str, family: Family, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    same = family["a"] if kind == "llama" else write_tiny_model(tmp_path / "qwen2", "qwen2")
+    models = dict.fromkeys(("base", "a", "b"), same)
+    shared = {"source_model": str(same), "positive_prompts": ["the and"], "residual_scale": 0.0}
+    file = moe_file(tmp_path / "moe.yaml", models, shared_experts=[shared])
+    assert run(["merge", "moe", str(file), str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2MoeForCausalLM"] and config["num_experts"] == 2
+    # experts of one model, and a shared one whose output is 0: the model itself
+    assert torch.allclose(logits(tmp_path / "out"), logits(same), atol=1e-4)
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert made["model.layers.0.mlp.shared_expert_gate.weight"].shape == (1, 48)
+    assert ("model.layers.3.self_attn.q_proj.bias" in made) and (kind == "qwen2" or not made[
+        "model.layers.3.self_attn.q_proj.bias"].any())  # fmt: skip
+    with gnomon.load(tmp_path / "out", ledger=False) as ours, gnomon.load(same, ledger=False) as plain:
+        options = {"max_tokens": 6, "ignore_eos": True}
+        assert ours.generate("the and", **options).token_ids == plain.generate("the and", **options).token_ids
+
+
+def test_qwen3_models_make_a_qwen3_moe_that_transformers_runs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    base = write_tiny_model(tmp_path / "qwen3", "qwen3")
+    file = moe_file(tmp_path / "moe.yaml", dict.fromkeys(("base", "a", "b"), base))
+    assert run(["merge", "moe", str(file), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3MoeForCausalLM"]
+    assert torch.allclose(logits(tmp_path / "out"), logits(base), atol=1e-4)
+
+
+def test_noise_on_an_expert_has_the_deviation_asked_for_and_comes_from_the_seed(family: Family, tmp_path: Path) -> None:
+    file = moe_file(tmp_path / "moe.yaml", dict.fromkeys(("base", "a", "b"), family["a"]), gate_mode="random")
+    content = yaml.safe_load(file.read_text())
+    for expert in content["experts"]:
+        expert["noise_scale"] = 0.25
+    file.write_text(yaml.safe_dump(content))
+    name = "model.layers.1.block_sparse_moe.experts.{}.w1.weight"
+    one, again, other = open_moe(file, seed=1), open_moe(file, seed=1, threads=1), open_moe(file, seed=2)
+    noise = one[name.format(0)] - only_mlps(family["a"], 1, "gate_proj")
+    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 0.25) < 0.01
+    assert torch.equal(one[name.format(0)], again[name.format(0)]) and one.identity == again.identity
+    assert not torch.equal(one[name.format(0)], one[name.format(1)])
+    assert not torch.equal(one[name.format(0)], other[name.format(0)]) and one.identity != other.identity
+
+
 def test_what_a_mixture_cannot_be_is_said_by_name(family: Family, tmp_path: Path) -> None:
     file = tmp_path / "moe.yaml"
     with pytest.raises(ConfigError, match=r"experts_per_token is 3, and there are 2 experts"):
         parse_moe(moe_file(file, family, experts_per_token=3))
-    with pytest.raises(ConfigError, match=r"`shared_experts` is not supported: Mixtral has none|no shared experts"):
-        parse_moe(moe_file(file, family, shared_experts=[{"source_model": "x"}]))
+    shared = [{"source_model": str(family["a"])}]
+    with pytest.raises(ConfigError, match=r"mixtral: it has no shared experts, not 1"):
+        open_moe(moe_file(file, family, architecture="mixtral", shared_experts=shared))
+    with pytest.raises(ConfigError, match=r"qwen: its shared expert is gated and needs positive_prompts"):
+        open_moe(moe_file(file, family, architecture="qwen", shared_experts=shared))
+    with pytest.raises(ConfigError, match=r"qwen3: it takes qwen3 models, not llama"):
+        open_moe(moe_file(file, family, architecture="qwen3"))
+    with pytest.raises(ConfigError, match=r"unknown architecture `mixtal`.*Did you mean `mixtral`"):
+        open_moe(moe_file(file, family, architecture="mixtal"))
+    with pytest.raises(ConfigError, match=r"no network of experts holds these.*mixtral: .*deepseek: .*qwen: .*qwen3: "):
+        open_moe(moe_file(file, family, shared_experts=shared * 2))
     with pytest.raises(ConfigError, match=r"gate_mod.*Did you mean `gate_mode`"):
         parse_moe(moe_file(file, family, gate_mod="random"))
     content = yaml.safe_load(moe_file(file, family).read_text())
@@ -116,8 +202,4 @@ def test_what_a_mixture_cannot_be_is_said_by_name(family: Family, tmp_path: Path
     content["experts"][1]["positive_prompts"] = content["experts"][0]["positive_prompts"]
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match="same prompts"):
-        parse_moe(file)
-    content["experts"][1]["noise_scale"] = 0.1
-    file.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match="`noise_scale` is not supported"):
         parse_moe(file)

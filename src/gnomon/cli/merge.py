@@ -8,7 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from gnomon.cli import merge_making
 from gnomon.cli.common import human_bytes, print_json, print_table
+from gnomon.cli.merge_options import COMPAT, FILE, JSON, MEMORY, NONFINITE, SEED, SHARD, THREADS, TRUNCATE, warn
 
 
 class RunByDefault(TyperGroup):
@@ -33,26 +35,12 @@ app = typer.Typer(
     help="Merge models: mergekit's files, in bounded memory. `gnomon merge FILE OUT` runs one.\n\n"
     "A merge file is a model reference too: gnomon serve merge.yaml, gnomon.load('merge.yaml').",
 )
-FILE = typer.Argument(..., metavar="FILE", help="A merge file (YAML in mergekit's format).")
-JSON = typer.Option(False, "--json", help="As JSON.")
-SEED = typer.Option(0, "--seed", "--random-seed", help="Seed of DARE's and DELLA's random drops.")
-COMPAT = typer.Option(False, "--compat/--no-compat", help="mergekit's own dtypes and torch generator, side by side.")
-THREADS = typer.Option(0, "--threads", "-j", help="CPU threads; 0: all. The result does not depend on it.")
-TRUNCATE = typer.Option(False, "--unsafe-truncate-embeddings", help="Cut tables of unequal vocabularies to the least.")
-NONFINITE = typer.Option(False, "--allow-nonfinite", help="Merge NaN and infinity as they are.")
-MEMORY = typer.Option(None, "--max-memory", metavar="SIZE", help="Most memory to use, as 2GB; kept, or refused before.")
-SHARD = typer.Option("5B", "--out-shard-size", metavar="SIZE", help="Largest output file (5B is 5 * 10^9 bytes).")
 
 
 def _open(file: Path, **run: Any) -> Any:
     from gnomon.merge.build import MergeRun, open_merge
 
     return open_merge(file, MergeRun(**run))
-
-
-def _warn(warnings: Any) -> None:
-    for warning in warnings:
-        typer.echo(f"note: {warning}", err=True)
 
 
 @app.command()
@@ -84,7 +72,7 @@ def run(
         truncate_embeddings=unsafe_truncate_embeddings,
         allow_nonfinite=allow_nonfinite,
     )
-    _warn(merged.plan.warnings)
+    warn(merged.plan.warnings)
     written = write(
         merged,
         out,
@@ -116,7 +104,7 @@ def plan(
 
     merged = _open(file, threads=threads, truncate_embeddings=unsafe_truncate_embeddings, bare=True)
     found = forecast(merged, max_memory=max_memory, shard_bytes=out_shard_size)
-    _warn(merged.plan.warnings)
+    warn(merged.plan.warnings)
     listed = [
         {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "method": t.method or "copy",
          "sources": [[s.model, s.tensor] for s in t.sources], "parameters": dict(t.parameters)}
@@ -279,138 +267,8 @@ def raw(
     from gnomon.merge.raw import merge_raw, write_raw
 
     merged = merge_raw(file, MergeRun(seed=seed, compat=compat, threads=threads))
-    _warn(merged.plan.warnings)
+    warn(merged.plan.warnings)
     print(f"{write_raw(merged, out)}: {len(merged)} tensors, identity {merged.identity}")
 
 
-@app.command()
-def multi(
-    file: Path = FILE,
-    out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make of the last document."),
-    intermediate_dir: Path = typer.Option(..., "--intermediate-dir", "-I", help="Where the named documents go."),
-    max_memory: str = MEMORY,
-    out_shard_size: str = SHARD,
-    seed: int = SEED,
-    compat: bool = COMPAT,
-    threads: int = THREADS,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace directories that hold something else."),
-) -> None:
-    """Write every document of a file, the named ones too. `run` gives the same result without writing those."""
-    from gnomon.merge.build import MergeRun
-    from gnomon.merge.multi import write_all
-
-    run_ = MergeRun(seed=seed, compat=compat, threads=threads)
-    for name, written in write_all(
-        file, out, intermediate_dir, run_, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite
-    ):
-        print(f"{name}: {written.path}, {written.tensors} tensors, {human_bytes(written.bytes)}")
-
-
-@app.command()
-def moe(
-    file: Path = typer.Argument(..., metavar="FILE", help="base_model and experts, in mergekit-moe's format."),
-    out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make."),
-    max_memory: str = MEMORY,
-    out_shard_size: str = SHARD,
-    seed: int = typer.Option(0, "--seed", help="Of the random gate modes."),
-    threads: int = THREADS,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT when it holds something else."),
-    json: bool = JSON,
-) -> None:
-    """A mixture of experts (Mixtral) from dense Llama or Mistral models.
-
-    Mixtral is none of gnomon's own networks: here it runs through transformers, slower.
-    """
-    from gnomon.merge.moe import open_moe
-    from gnomon.merge.writer import write
-
-    merged = open_moe(file, seed=seed, threads=threads)
-    _warn(merged.plan.warnings)
-    written = write(merged, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
-    if json:
-        print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
-        return
-    experts = merged.config["num_local_experts"]
-    print(f"{written.path}: {experts} experts, {written.tensors} tensors, {human_bytes(written.bytes)}")
-    print("It is a Mixtral: gnomon runs it through transformers, slower than its own networks.")
-
-
-@app.command()
-def evolve(
-    file: Path = FILE,
-    text: list[Path] = typer.Option(..., "--text", help="A text to be good at; give one per task."),
-    out: Path = typer.Option(..., "--out", metavar="FILE", help="The merge file to write, with the best parameters."),
-    genes: list[str] = typer.Option(["weight"], "--gene", help="A parameter to search: weight, density, t or lambda."),
-    layer_group: int = typer.Option(None, "--layer-group", help="One value per so many layers; default: one for all."),
-    budget: int = typer.Option(60, "--budget", min=2, help="How many merges to try."),
-    tokens: int = typer.Option(1000, "--tokens", help="How many tokens of each half of a text."),
-    seed: int = SEED,
-    threads: int = THREADS,
-    json: bool = JSON,
-) -> None:
-    """Search a merge's parameters by CMA-ES on the first halves of texts; told on the second ones (extra `evolve`)."""
-    import yaml
-
-    from gnomon.merge.evolve import evolve as search
-    from gnomon.merge.perplexity import read_text
-
-    texts = {path.stem: read_text(path) for path in text}
-    found = search(
-        file, texts, genes=genes, layer_group=layer_group, budget=budget, seed=seed, most_tokens=tokens, threads=threads
-    )
-    out.write_text(yaml.safe_dump(found.content, sort_keys=False), encoding="utf-8")
-    if json:
-        print_json(vars(found))
-        return
-    rows = [("searched on", *found.seen), ("held out", *found.held_out)]
-    print_table(("LOSS", "BEFORE", "AFTER"), [(name, f"{a:.4f}", f"{b:.4f}") for name, a, b in rows])
-    print(f"{out}: the best of {found.evaluations} merges")
-
-
-@app.command()
-def transplant(
-    model: str = typer.Argument(..., metavar="MODEL", help="The model whose body stays."),
-    donor: str = typer.Argument(..., metavar="DONOR", help="The model whose tokenizer it gets."),
-    out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make."),
-    atoms: int = typer.Option(64, "--atoms", "-k", help="Most known tokens that a new token's row is made of."),
-    method: str = typer.Option("omp", "--method", help="omp (from the donor's table), mean or zero."),
-    max_memory: str = MEMORY,
-    out_shard_size: str = SHARD,
-    threads: int = THREADS,
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT when it holds something else."),
-    json: bool = JSON,
-) -> None:
-    """Another model's tokenizer for a model: rows of common tokens stay, others are combined from them."""
-    from gnomon.loading import open_reference
-    from gnomon.merge.transplant import transplant as make
-    from gnomon.merge.writer import write
-
-    made = make(open_reference(model), open_reference(donor), atoms=atoms, method=method, threads=threads)
-    written = write(made, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
-    if json:
-        print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
-        return
-    print(f"{written.path}: {made.plan.warnings[0]}")
-
-
-@app.command("lora-extract")
-def lora_extract(
-    base: str = typer.Argument(..., metavar="BASE", help="The base model."),
-    tuned: str = typer.Argument(..., metavar="MODEL", help="The fine-tuned model."),
-    out: Path = typer.Argument(..., metavar="OUT", help="The PEFT LoRA directory to make."),
-    max_rank: int = typer.Option(128, "--max-rank", help="Largest rank of a module."),
-    energy: float = typer.Option(None, "--energy", help="As few ranks as keep this share of the squared norm, 0 to 1."),
-    include: str = typer.Option(None, "--include", help="Only modules whose name this pattern finds."),
-    exclude: str = typer.Option(None, "--exclude", help="No modules whose name this pattern finds."),
-) -> None:
-    """The difference of two models as a LoRA adapter (PEFT), by singular values; says what it could not hold."""
-    from gnomon.loading import open_reference
-    from gnomon.merge.extract import extract_lora
-
-    found = extract_lora(
-        open_reference(base), open_reference(tuned), out, max_rank=max_rank, energy=energy, include=include,
-        exclude=exclude,
-    )  # fmt: skip
-    _warn(f"`{name}` changes but is no linear module: left out" for name in found.left_out)
-    kept = f"{found.kept:.2%} of the difference (squared norm)"
-    print(f"{out}: {found.modules} modules, largest rank {found.rank}, holds {kept}")
+app.add_typer(merge_making.app)
