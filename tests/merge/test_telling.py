@@ -11,11 +11,14 @@ import yaml
 
 from gnomon.cli.main import run
 from gnomon.errors import UsageError
+from gnomon.loading import load
 from gnomon.merge import merge, method
 from gnomon.merge.build import open_merge
 from gnomon.merge.check import check
+from gnomon.merge.perplexity import halves, read_text, text_loss
 from gnomon.merge.report import report, write_html
 from gnomon.merge.sweep import parse_sweep, sweep, with_value
+from gnomon.models.reference import open_path
 from helpers.tiny import write_tiny_model
 
 from .conftest import fine_tune, ties_file
@@ -174,3 +177,32 @@ def test_regmean_is_nearer_to_both_models_outputs_than_their_average_is(family: 
     average = torch.stack(weights).mean(0)
     assert error(merged) < 0.8 * error(average)
     assert all(error(merged) <= error(merged + 0.01 * torch.randn(8, 12, generator=generator)) for _ in range(20))
+
+
+def test_of_examples_only_the_completions_are_counted(family: Family, tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    pairs = [("the and in", " an ou there"), ("ou", " in an"), ("an in", " the")]
+    file.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    examples = read_text(file)
+    with load(open_path(family["a"]), ledger=False) as model:
+        found = text_loss(model, examples)
+        for (prompt, completion), (loss, count) in zip(pairs, found.windows, strict=True):
+            ids, given = model.encode(prompt + completion), len(model.encode(prompt))
+            rows = torch.log_softmax(model.worker.logits(ids).float(), -1)
+            wanted = -sum(float(rows[i - 1, ids[i]]) for i in range(given, len(ids)))
+            assert count == len(ids) - given and abs(loss - wanted) < 1e-4
+        read = len(model.encode("".join(pairs[0])))
+        assert len(text_loss(model, examples, most_tokens=read).windows) == 1
+    first, second = halves(examples)
+    assert (len(first.pairs), len(second.pairs)) == (1, 2)  # type: ignore[union-attr]
+    assert str(examples).startswith("the and in an ou there\n\n")
+    file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3}\n')
+    with pytest.raises(UsageError, match=r"task\.jsonl, line 2: no example"):
+        read_text(file)
+
+
+def test_a_share_outside_of_its_range_is_told_with_file_and_tensor(family: Family, tmp_path: Path) -> None:
+    content = linear(family["a"], family["b"]) | {"merge_method": "ties", "base_model": str(family["base"])}
+    content["parameters"] = {"density": 1.5}
+    with pytest.raises(UsageError, match=r"merge, tensor `.*`: `density` must lie between 0 and 1, not 1\.5"):
+        merge(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,16 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import gnomon.merge.writer
+from gnomon.cli.main import run
 from gnomon.errors import MergeError
 from gnomon.merge import merge
 from gnomon.merge.build import MergeRun, open_merge
 from gnomon.merge.writer import write
 from gnomon.models.reference import open_path
 
-from .conftest import ties_file
+from .conftest import fine_tune, ties_file
 
 Family = dict[str, Path]
 
@@ -162,3 +164,24 @@ def test_too_little_memory_is_refused_before_anything_is_made(family: Family, tm
     with pytest.raises(MergeError, match=r"needs \d+ MB .* more than the 100 MB"):
         merge(file, out=tmp_path / "out", max_memory="100MB")
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_input_at_fault_leaves_nothing_half_written(family: Family, tmp_path: Path) -> None:
+    broken = fine_tune(family["base"], tmp_path / "broken", 5)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    file = ties_file(tmp_path / "merge.yaml", family | {"c": broken})
+    with pytest.raises(MergeError, match=r"`model\.norm\.weight` of .*broken holds NaN"):
+        merge(file, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_a_model_of_another_base_is_told_with_its_distance_before_the_merge(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = fine_tune(family["base"], tmp_path / "far", 6, spread=2.0)
+    file = ties_file(tmp_path / "merge.yaml", family | {"b": far})
+    assert run(["merge", str(file), str(tmp_path / "out")]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "hardly a fine-tune" in line]
+    assert len(told) == 1 and re.search(r"far lies \d+\.\d\d of the base's norm away", told[0])

@@ -62,6 +62,7 @@ def run(
 
     A killed run leaves OUT.partial; the same command goes on where it stopped and gives the same bytes.
     """
+    from gnomon.merge.check import strangers
     from gnomon.merge.writer import write
 
     merged = _open(
@@ -73,6 +74,7 @@ def run(
         allow_nonfinite=allow_nonfinite,
     )
     warn(merged.plan.warnings)
+    warn(strangers(merged))
     written = write(
         merged,
         out,
@@ -235,11 +237,13 @@ def sweep(
 
     from gnomon.merge.build import MergeRun
     from gnomon.merge.perplexity import read_text
-    from gnomon.merge.sweep import parse_sweep
+    from gnomon.merge.sweep import parse_sweep, require_plotting
     from gnomon.merge.sweep import plot as draw
     from gnomon.merge.sweep import sweep as run_sweep
 
     name, values = parse_sweep(sweep)
+    if plot is not None:
+        require_plotting()
     texts = {path.stem: read_text(path) for path in text}
     found = run_sweep(file, name, values, texts, run=MergeRun(seed=seed, threads=threads), most_tokens=tokens)
     if plot is not None:

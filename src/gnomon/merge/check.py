@@ -13,10 +13,13 @@ from typing import Any
 from gnomon.errors import GnomonError
 from gnomon.merge.build import MergeRun, Source, open_merge, open_models
 from gnomon.merge.geometry import cosines, geometry, summed
+from gnomon.merge.merged import MergedCheckpoint
 from gnomon.models.checkpoint import Checkpoint
 
 FAR = 0.5
 """Relative distance to the base beyond which a model is hardly a fine-tune of it (fine-tunes: 0.001 to 0.1)."""
+GLIMPSED = 12
+"""Tensors that are looked at before a merge begins."""
 MANY_CONFLICTS = 0.45
 """Share of opposite signs that unrelated task vectors show (two independent ones: 0.5)."""
 
@@ -81,6 +84,27 @@ def check(config: Source, run: MergeRun | None = None) -> Checked:
     return checked
 
 
+def strangers(merged: MergedCheckpoint) -> list[str]:
+    """A warning for each model that is hardly a fine-tune of the base; a glimpse that costs next to nothing."""
+    bases = {tensor.base.model for tensor in merged.plan.tensors if tensor.base is not None}
+    if len(bases) != 1:
+        return []
+    reference = bases.pop()
+    base, found = merged.models[reference], list[str]()
+    for other in {s.model: None for tensor in merged.plan.tensors for s in tensor.sources if s.model != reference}:
+        model = merged.models[other]
+        names = [name for name in base if name in model and len(base.info(name).shape) == 2]
+        glimpse = names[:: max(1, len(names) // GLIMPSED)]
+        square, products = summed(geometry({other: model}, base, threads=merged.threads, blocks=1, names=glimpse))
+        if square and (far := float(products[0, 0]) ** 0.5 / square**0.5) > FAR:
+            found.append(_stranger(other, far))
+    return found
+
+
+def _stranger(name: str, far: float) -> str:
+    return f"{name} lies {far:.2f} of the base's norm away from it: hardly a fine-tune of this base."
+
+
 def _compare(
     checked: Checked,
     models: Mapping[str, Checkpoint],
@@ -137,7 +161,7 @@ def _distances(checked: Checked, models: Mapping[str, Checkpoint], base: Checkpo
             if far > FAR:
                 checked.add(
                     "warning",
-                    f"{name} lies {far:.2f} of the base's norm away from it: hardly a fine-tune of this base.",
+                    _stranger(name, far),
                     "Models of different bases seldom merge; an ensemble combines them instead.",
                 )
             elif far == 0:

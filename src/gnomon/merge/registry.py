@@ -125,7 +125,10 @@ class MergeMethod:
                 raise UsageError(f"{where}: `{self.name}` needs `{name}` for every model.", param=name)
             values[name] = [parameter.convert(item, where) for item in listed]
         if self.check is not None:
-            self.check(**_accepted(self.check, values))
+            try:
+                self.check(**_accepted(self.check, values))
+            except UsageError as error:
+                raise UsageError(f"{where}: {error.message}", hint=error.hint, param=error.param) from None
         return values
 
     def check_inputs(self, models: int, has_base: bool, where: str = "merge") -> None:

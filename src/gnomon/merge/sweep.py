@@ -124,12 +124,19 @@ def interval(loss: TextLoss, seed: int = 0) -> tuple[float, float]:
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
-def plot(found: Sweep, path: Path) -> None:
-    """Losses over the parameter, one curve a text, with intervals. Needs matplotlib."""
+def require_plotting() -> None:
+    """Raises MissingExtra without matplotlib: before a sweep, not after it."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingExtra("Plotting", "plot") from None
+
+
+def plot(found: Sweep, path: Path) -> None:
+    """Losses over the parameter, one curve a text, with intervals. Needs matplotlib."""
+    require_plotting()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     values = [point.value for point in found.points]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gnomon.errors import MergeError
+from gnomon.errors import GnomonError, MergeError
 from gnomon.merge.budget import Budget, parse_bytes
 from gnomon.merge.finishing import RECORD, finish, rename
 from gnomon.merge.journal import Done, prepare, slot_digest
@@ -77,6 +77,9 @@ def write(
         _compute(merged, partial, slots, done, budget.threads)
         files = finish(merged, partial, shards, slots, done, name, copy_tokenizer)
         rename(partial, out)
+    except GnomonError:
+        shutil.rmtree(partial, ignore_errors=True)  # the inputs are at fault: there is nothing to go on with
+        raise
     except OSError as error:
         if error.errno == 28:
             raise MergeError(

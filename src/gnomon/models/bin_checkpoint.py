@@ -6,6 +6,7 @@ A pickle that asks for anything but tensors is refused. Everything else is as in
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,9 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
-            f"{file} asks for more than tensors and was not loaded: {str(error).splitlines()[0]}",
+            f"{file} asks for more than tensors{f' ({wanted[1]})' if wanted else ''} and was not loaded.",
             hint="A pickle can run code. Ask its author for safetensors.",
         ) from None
     except (RuntimeError, OSError, EOFError) as error:
