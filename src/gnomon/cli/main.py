@@ -128,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     # are imported and once more on leaving, took a third of a short command's time
     gc.set_threshold(50_000, 20, 20)
     code = run(arguments)
-    gc.freeze()
+    if "triton" not in sys.modules:  # its bindings complain of whatever is not collected
+        gc.freeze()
     sys.exit(code)
 
 
