@@ -92,10 +92,10 @@ double chunk_sum(const float* x, int64_t n) {
   return lane[0];
 }
 
-struct Philox {  // Philox4x64-10, as NumPy numbers it: the first block has counter 1
+struct Philox {  // Philox4x64-10, as NumPy numbers it: the first block of a lane has counter 1
   uint64_t key0, key1;
-  void block(uint64_t step, uint64_t* out) const {
-    uint64_t c0 = step + 1, c1 = step + 1 == 0, c2 = 0, c3 = 0, k0 = key0, k1 = key1;
+  void block(uint64_t step, uint64_t lane, uint64_t* out) const {
+    uint64_t c0 = step + 1, c1 = lane + (step + 1 == 0), c2 = 0, c3 = 0, k0 = key0, k1 = key1;
     for (int round = 0; round < 10; ++round) {
       unsigned __int128 first = (unsigned __int128)0xD2E7470EE14C6C93ull * c0;
       unsigned __int128 second = (unsigned __int128)0xCA5A826395121157ull * c2;
@@ -107,15 +107,26 @@ struct Philox {  // Philox4x64-10, as NumPy numbers it: the first block has coun
   }
 };
 
-// The 32-bit draws of elements start .. start + n of a tensor; room: CHUNK + 16 words.
-const uint32_t* draws(const Philox& source, int64_t start, int64_t n, uint32_t* room) {
-  int64_t step = start / 8, skip = start % 8;
-  for (int64_t at = 0; at < skip + n; at += 8, ++step) {
-    uint64_t block[4];
-    source.block(uint64_t(step), block);
-    for (int w = 0; w < 4; ++w) room[at + 2 * w] = uint32_t(block[w]), room[at + 2 * w + 1] = uint32_t(block[w] >> 32);
+// Whether elements start .. start + n of a tensor are kept: each has 16 bits of lane 0, and where those are just the
+// first half of `below`, 16 more of lane 1.
+void draw(const Philox& source, int64_t start, int64_t n, uint64_t below, uint8_t* keep) {
+  if (below >> 32) {
+    std::memset(keep, 1, size_t(n));
+    return;
   }
-  return room + skip;
+  alignas(64) uint64_t room[CHUNK / 4 + 8];
+  int64_t step = start / 16, skip = start % 16;
+  for (int64_t at = 0; at < skip + n; at += 16, ++step) source.block(uint64_t(step), 0, room + at / 4);
+  uint16_t halves[CHUNK], high = uint16_t(below >> 16), low = uint16_t(below), equal = 0;
+  std::memcpy(halves, reinterpret_cast<const char*>(room) + 2 * skip, size_t(n) * 2);
+  for (int64_t i = 0; i < n; ++i) keep[i] = halves[i] < high, equal |= halves[i] == high;
+  if (!equal) return;
+  for (int64_t i = 0; i < n; ++i) {
+    if (halves[i] != high) continue;
+    uint64_t more[4];
+    source.block(uint64_t(start + i), 1, more);
+    keep[i] = uint16_t(more[0]) < low;
+  }
 }
 
 struct Octets {  // eight bits as eight factors
@@ -226,24 +237,19 @@ int64_t gnomon_merge_equal(const MergeInput* base, const MergeInput* model, int6
   return -seen;
 }
 
-// bits: one per element, set where its draw (of a tensor's element start + i) is below `below`; sums (2 a chunk): of the
+// bits: one per element, set where its draw (of a tensor's element start + i) is below `below` / 2^32; sums (2 a chunk): of the
 // magnitudes before and after dropping the others.
 void gnomon_merge_drop(const MergeInput* base, const MergeInput* model, int64_t n, const uint64_t* key, int64_t start,
                        uint64_t below, uint8_t* bits, double* sums) {
   alignas(64) float x[CHUNK];
-  uint32_t room[CHUNK + 16];
   Philox source{key[0], key[1]};
   for (int64_t at = 0; at < n; at += CHUNK) {
     int64_t size = at + CHUNK < n ? CHUNK : n - at;
     difference(base, *model, at, size, x);
     for (int64_t i = 0; i < size; ++i) x[i] = __builtin_fabsf(x[i]);
     *sums++ = chunk_sum(x, size);
-    const uint32_t* words = draws(source, start + at, size, room);
     uint8_t keep[CHUNK] = {};
-    if (below) {
-      uint32_t most = uint32_t(below - 1);
-      for (int64_t i = 0; i < size; ++i) keep[i] = words[i] <= most;
-    }
+    draw(source, start + at, size, below, keep);
     for (int64_t i = 0; i < size; ++i) x[i] = x[i] * float(keep[i]);
     *sums++ = chunk_sum(x, size);
     for (int64_t i = 0; i < size; i += 8) {  // eight bytes of 0 or 1 gathered into one of bits, the first the lowest

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,15 +94,33 @@ def test_a_method_gives_the_same_bits_without_the_native_kernels(
         assert torch.equal(bits(native), bits(plain)), (seed, parameters)
 
 
-def test_the_draws_are_numpys_philox(isa: str | None) -> None:
-    random_source, base = CounterRandomness(11), torch.zeros(3001)
-    for start in (0, 1, 7, 8, 1023, 2**33 + 5):
-        drawn, sums = merging.drop(base, base + 1, random_source.key("w", 2), start, random_source.below(0.3))
-        words = random_source.words("w", 2, start, 3001)
-        wanted = torch.from_numpy(words < 0.3 * 2**32)
-        unpacked = (drawn[:, None] >> torch.arange(8) & 1).reshape(-1)[:3001].bool()
-        assert torch.equal(unpacked, wanted)
-        assert sums.sum(0).tolist() == [3001, int(wanted.sum())]
+@pytest.mark.parametrize("start", [0, 1, 7, 16, 1023, 2**33 + 5])
+def test_the_draws_are_numpys_philox(start: int, isa: str | None) -> None:
+    source, base, count = CounterRandomness(11), torch.zeros(3001), 3001
+    key, step = np.array(source.key("w", 2), dtype=np.uint64), start // 16
+    halves = np.random.Philox(key=key, counter=step).random_raw(760).astype("<u8").view("<u2")[start % 16 :][:count]
+    open_at = 2900  # a bound that leaves this element's draw open after 16 bits
+    for below in (0, round(0.3 * 2**32), int(halves[open_at]) * 2**16 + 2**15, 2**32):
+        wanted = halves < below >> 16
+        for place in np.flatnonzero(halves == below >> 16):
+            more = np.random.Philox(key=key, counter=2**64 + start + int(place)).random_raw(1)
+            wanted[place] = more[0] % 2**16 < below % 2**16
+        assert (source.kept("w", 2, start, count, below) == wanted).all()
+        drawn, sums = merging.drop(base, base + 1, source.key("w", 2), start, below)
+        unpacked = (drawn[:, None] >> torch.arange(8) & 1).reshape(-1)[:count].bool()
+        assert torch.equal(unpacked, torch.from_numpy(wanted)), below
+        assert sums.sum(0).tolist() == [count, int(wanted.sum())]
+
+
+def test_the_second_sixteen_bits_decide_as_often_as_they_should() -> None:
+    source, count = CounterRandomness(5), 1 << 17
+    key = np.array(source.key("w", 0), dtype=np.uint64)
+    halves = np.random.Philox(key=key, counter=0).random_raw(count // 4).astype("<u8").view("<u2")
+    for high in (3, 40_000):
+        at = halves == high
+        assert at.any()
+        assert not source.kept("w", 0, 0, count, high << 16)[at].any()
+        assert source.kept("w", 0, 0, count, (high << 16) + 2**16 - 1)[at].all()
 
 
 def test_sums_are_in_one_order_whatever_computes_them(isa: str | None) -> None:

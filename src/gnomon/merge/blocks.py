@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 BLOCK_ELEMENTS = 1 << 18
 HELD_BYTES = 16 << 20
 """A tensor whose inputs take no more than this is read once and held while it is merged."""
-ARITHMETIC = 3
+ARITHMETIC = 4
 """Raised when what a merge computes changes by a bit: part of derived identities."""
 LANES = 16
 Reader = Callable[[int, int], "Tensor"]
