@@ -5,7 +5,8 @@ An error is what makes the merge impossible; a warning is what makes it doubtful
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -18,8 +19,8 @@ from gnomon.models.checkpoint import Checkpoint
 
 FAR = 0.5
 """Relative distance to the base beyond which a model is hardly a fine-tune of it (fine-tunes: 0.001 to 0.1)."""
-GLIMPSED = 12
-"""Tensors that are looked at before a merge begins."""
+GLIMPSED, GLIMPSE = 12, 1 << 15
+"""Tensors that are looked at before a merge begins, and the elements of each."""
 MANY_CONFLICTS = 0.45
 """Share of opposite signs that unrelated task vectors show (two independent ones: 0.5)."""
 
@@ -91,14 +92,24 @@ def strangers(merged: MergedCheckpoint) -> list[str]:
         return []
     reference = bases.pop()
     base, found = merged.models[reference], list[str]()
+    tables = [name for name in base if len(base.info(name).shape) == 2]
     for other in {s.model: None for tensor in merged.plan.tensors for s in tensor.sources if s.model != reference}:
-        model = merged.models[other]
-        names = [name for name in base if name in model and len(base.info(name).shape) == 2]
-        glimpse = names[:: max(1, len(names) // GLIMPSED)]
-        square, products = summed(geometry({other: model}, base, threads=merged.threads, blocks=1, names=glimpse))
-        if square and (far := float(products[0, 0]) ** 0.5 / square**0.5) > FAR:
+        names = [name for name in tables if name in merged.models[other]]
+        far = _glimpsed(merged.models[other], base, names[:: max(1, len(names) // GLIMPSED)])
+        if far > FAR:
             found.append(_stranger(other, far))
     return found
+
+
+def _glimpsed(model: Checkpoint, base: Checkpoint, names: Sequence[str]) -> float:
+    """The distance over the base's norm, of the first elements of these tensors."""
+    square = delta = 0.0
+    for name in names:
+        count = min(GLIMPSE, math.prod(base.info(name).shape), math.prod(model.info(name).shape))
+        own, other = (checkpoint.reader(name)(0, count).float() for checkpoint in (base, model))
+        square += float(own.square().sum())
+        delta += float((other - own).square().sum())
+    return math.sqrt(delta / square) if square and math.isfinite(delta) else 0.0
 
 
 def _stranger(name: str, far: float) -> str:

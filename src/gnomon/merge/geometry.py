@@ -44,20 +44,12 @@ class TensorGeometry:
 
 
 def geometry(
-    models: Mapping[str, Checkpoint],
-    base: Checkpoint | None,
-    *,
-    threads: int = 1,
-    blocks: int | None = SAMPLED_BLOCKS,
-    names: Sequence[str] | None = None,
+    models: Mapping[str, Checkpoint], base: Checkpoint | None, *, threads: int = 1, blocks: int | None = SAMPLED_BLOCKS
 ) -> list[TensorGeometry]:
-    """Every floating-point tensor that all of them have with one shape. blocks: most blocks measured of a tensor.
-
-    names: only these tensors.
-    """
+    """Every floating-point tensor that all of them have with one shape. blocks: most blocks measured of a tensor."""
     everyone = [*models.values(), *([base] if base is not None else [])]
     found = []
-    for name in everyone[0] if names is None else names:
+    for name in everyone[0]:
         if any(name not in checkpoint for checkpoint in everyone):
             continue
         infos = [checkpoint.info(name) for checkpoint in everyone]
