@@ -197,7 +197,7 @@ def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 def goldens(count: int = 2) -> None:
     """Record mergekit's answers on small tensors for the tests: tests/merge/mergekit_0_1_5.json."""
     small: dict[Any, Any] = {}
-    for kind, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+    for kind, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.items():
         for name, seed in [(name, seed) for name in METHODS for seed in range(40)]:
             case = random_case(name, seed, dtype, 0.3)
             if case[1][0].numel() in (7, 24) and sum(k[:2] == (name, kind) for k in small) < count:
