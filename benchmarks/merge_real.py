@@ -114,12 +114,13 @@ def speed(rounds: int = 3, methods: tuple[str, ...] = ("ties", "dare_ties", "lin
         median = lambda runs, i: statistics.median(run[i] for run in runs)  # noqa: E731
         ratios = sorted(b[0] / a[0] for a, b in rows)
         found[method] = {
-            "ours_s": median(ours, 0), "mergekit_s": median(theirs, 0), "ratio": statistics.median(ratios),
-            "ratio_spread": [ratios[0], ratios[-1]], "cpu_ratio": median(theirs, 1) / median(ours, 1),
+            "rounds": rounds, "ours_s": median(ours, 0), "mergekit_s": median(theirs, 0),
+            "ratio": statistics.median(ratios), "ratio_spread": [ratios[0], ratios[-1]],
+            "cpu_ratio": median(theirs, 1) / median(ours, 1),
             "ours_peak_mb": max(run[2] for run in ours), "mergekit_peak_mb": max(run[2] for run in theirs),
         }  # fmt: skip
         print(method, found[method], flush=True)
-        put("merge_speed", {"methods": found, "max_memory": "1GB", "rounds": rounds, "load": os.getloadavg()})
+        put("merge_speed", {"methods": found, "max_memory": "1GB", "load": os.getloadavg()})
 
 
 def kills(count: int = 20) -> None:
