@@ -18,6 +18,7 @@ from gnomon.guard import scanning as registry
 from gnomon.guard.session import Session
 from gnomon.guard.workers import MOST, Workers
 from gnomon.model import Model
+from helpers.late import late_scanner
 from helpers.saying import saying
 from helpers.server import serving
 
@@ -165,29 +166,18 @@ def test_calls_that_hang_leave_room_for_others() -> None:
 
 def test_what_async_let_out_too_early_is_retracted_exactly(tiny: Model) -> None:
     """The offsets are those of the text that the reader has, redactions before it included."""
-    looked, go = threading.Event(), threading.Event()
-
-    @scanner("t_late", about="Thinks until it may say.")
-    def late(text: str, *, prompt: str = "") -> Judgement:
-        if "ugly" not in text:
-            return Judgement(0.0)
-        looked.set()
-        go.wait(60)
-        return Judgement(1.0)
-
     checks: list[dict[str, Any]] = [
         {"use": "regex", "name": "key", "regex": "K[0-9]{4}", "replacement": "#"},
         {"use": "t_late", "action": "block", "mode": "async", "max_exposure_chars": 60, "timeout_ms": 60_000},
     ]
     text = "The key is K1234, kept. Some ugly thing now. " + "And on it goes. " * 10
-    with saying(tiny) as model:
+    with late_scanner("ugly") as late, saying(tiny) as model:
         shown, retracted = "", []
         for chunk in model.stream("abc", say={"text": text}, max_tokens=400, guard={"output": checks}):
             shown += chunk.text
             retracted += [finding["retract"] for finding in chunk.findings if "retract" in finding]
-            if looked.is_set() and len(shown) > 50:
-                go.set()
-        go.set()
+            if late.looked.is_set() and len(shown) > 50:
+                late.go.set()
     [(start, end)] = retracted
     assert shown[:start] == "The key is #, kept." and end == len(shown) and len(shown) - start <= 60
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 
 from conftest import need
-from gnomon.guard import Judgement, scanner
 from gnomon.model import Model
+from helpers.late import late_scanner
 from helpers.saying import saying
 from helpers.server import serving
 
@@ -126,27 +125,17 @@ def test_the_page_fits_a_phone_and_has_a_dark_side(page: Any) -> None:
 
 
 def test_text_taken_back_vanishes_and_a_mark_stands_in_its_place(page: Any, tiny: Model) -> None:
-    looked, go = threading.Event(), threading.Event()
-
-    @scanner("t_taken_back", about="Says no when the page has shown it.")
-    def late(text: str, *, prompt: str = "") -> Judgement:
-        if "ugly" not in text:
-            return Judgement(0.0)
-        looked.set()
-        go.wait(60)
-        return Judgement(1.0)
-
     checks: list[dict[str, Any]] = [
         {"use": "regex", "name": "key", "regex": "K[0-9]{4}"},
-        {"use": "t_taken_back", "action": "block", "mode": "async", "max_exposure_chars": 20, "timeout_ms": 60_000},
+        {"use": "t_late", "action": "block", "mode": "async", "max_exposure_chars": 20, "timeout_ms": 60_000},
     ]
     said = "The key is K1234, kept. Some ugly thing now. " + "And on it goes. " * 10
     policy = {"output": checks, "on_block": {"message": " Enough."}}
-    with saying(tiny, guard=policy, say={"text": said}):
+    with late_scanner("ugly") as late, saying(tiny, guard=policy, say={"text": said}):
         ask(page, "abc", 400)
         page.wait_for_selector(".assistant >> text=Some ugly")
-        assert looked.wait(60)
-        go.set()
+        assert late.looked.wait(60)
+        late.go.set()
         page.wait_for_selector("text=ended by the guard")
     answer = page.locator(".assistant > span").first
     assert answer.inner_text() == "The key is key, kept.taken back Enough."
