@@ -84,7 +84,9 @@ class Recipe(BaseModel):
     name: Annotated[str | None, Field(description="A name for the result.")] = None
     model: Annotated[str | None, Field(description="Model reference (docs/models.md).")] = None
     merge: Annotated[dict[str, Any] | None, Field(description="A merge file's content, in place of `model`.")] = None
-    profile: Annotated[str | None, Field(description="Numeric profile: fp32, bf16, int8 or gguf.")] = None
+    profile: Annotated[
+        str | None, Field(description="Numeric profile: fp32, bf16, int8 or gguf; default: by the weights.")
+    ] = None
     threads: Annotated[int | None, Field(gt=0, description="CPU threads; default: the CPUs really available.")] = None
     device: Annotated[str | None, Field(description="Where it runs: cpu.")] = None
     determinism: Annotated[

@@ -50,7 +50,7 @@ def argument(name: str, help: str) -> Parameter:
 def loading_options() -> list[Parameter]:
     """Flags that say how a model is opened."""
     return [
-        option("profile", str | None, "Numeric profile: fp32, bf16, int8 or gguf."),
+        option("profile", str | None, "Numeric profile: fp32, bf16, int8 or gguf; default: by the weights."),
         option("threads", int | None, "CPU threads; default: the CPUs really available."),
         option("device", str | None, "Where it runs: cpu, or cuda (not run on real hardware yet: docs/gpu.md)."),
         option("determinism", str | None, "For networks that are not gnomon's own: exact (refuse), verified or fast."),
