@@ -4,7 +4,7 @@ Peers run in environments of their own under .bench/ (llm-guard 0.3.16: its Secr
 RollingBuffer, driven as its server drives it; openai-guardrails 0.3.6: its client, checking every 100 chunks),
 and each is given the exact text of the secret as its pattern, so that only the streaming is compared. A window of 256
 characters stands for the gateways that hold back a fixed tail.
-    python benchmarks/guard.py [--quick] [--only speed,cost] [--out benchmarks/results/guard.json]
+    python benchmarks/guard.py [--quick] [--only speed,cost,leaks,recall,names] [--out benchmarks/results/guard.json]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gnomon.models.reference import open_checkpoint
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("GNOMON_DATA", ROOT / ".." / "shared" / "data")) / "rails-streaming-ux"
 BENCH = ROOT / ".bench"
+PII = ("CREDIT_CARD", "PHONE_NUMBER", "EMAIL_ADDRESS", "IBAN_CODE", "US_SSN", "IP_ADDRESS")
 PROSE = (
     "The committee met on Tuesday to discuss the new library. Most members agreed that the old building, which had "
     "served the town for eighty years, needed more than paint. A few wanted to keep the reading room as it was, with "
@@ -294,26 +296,33 @@ def recall(quick: bool) -> dict[str, Any]:
         wrong = sum(not peer.ask(text=case["text"])[2] for case in negatives)
         result["same_sample"] = {"of": len(sample), "gnomon": mine, "llm_guard": theirs}
         result["secrets"]["negatives_flagged_by_llm_guard"] = wrong
-    names = {
-        "CREDIT_CARD": "CREDIT_CARD", "PHONE_NUMBER": "PHONE", "EMAIL_ADDRESS": "EMAIL", "IBAN_CODE": "IBAN",
-        "US_SSN": "US_SSN", "IP_ADDRESS": "IP_ADDRESS",
-    }  # fmt: skip
-    pii, covered, total, wrong = Guard({"output": ["pii"]}), Counter(), Counter(), 0
+    pii = Guard({"output": ["pii"]})
+    result["pii"] = covering(lambda text: [(f.start, f.end) for f in pii.scan(text).findings], PII)
+    return result
+
+
+def names() -> dict[str, Any]:
+    """People found by the scanner `names`, which needs its extra."""
+    from gnomon.guard.scanners.names import named
+
+    return covering(lambda text: [(start, end) for start, end, _ in named(text)], ("PERSON",))
+
+
+def covering(find: Callable[[str], list[tuple[int, int]]], kinds: Collection[str]) -> dict[str, Any]:
+    """Spans of these kinds in synthetic documents: how many are found whole, and what is found elsewhere."""
+    covered, total, wrong = Counter[str](), Counter[str](), 0
     for line in (DATA / "presidio_synth_v2.sample.jsonl").read_text().splitlines():
         case = json.loads(line)
-        findings = pii.scan(case["full_text"]).findings
-        hidden = {i for f in findings for i in range(f.start, f.end)}
-        for span in case["spans"]:
-            if span["entity_type"] in names:
-                end = span["start_position"] + len(
-                    case["full_text"][span["start_position"] : span["end_position"]].rstrip(". ")
-                )
-                total[span["entity_type"]] += 1
-                covered[span["entity_type"]] += hidden.issuperset(range(span["start_position"], end))
-        spans = [(s["start_position"], s["end_position"]) for s in case["spans"] if s["entity_type"] in names]
-        wrong += sum(not any(a < f.end and f.start < b for a, b in spans) for f in findings)
-    result["pii"] = {"covered": dict(covered), "of": dict(total), "findings_elsewhere": wrong}
-    return result
+        found = find(case["full_text"])
+        hidden = {i for start, end in found for i in range(start, end)}
+        spans = [span for span in case["spans"] if span["entity_type"] in kinds]
+        for span in spans:
+            start, text = span["start_position"], case["full_text"]
+            end = start + len(text[start : span["end_position"]].rstrip(". "))
+            total[span["entity_type"]] += 1
+            covered[span["entity_type"]] += hidden.issuperset(range(start, end))
+        wrong += sum(not any(s["start_position"] < b and a < s["end_position"] for s in spans) for a, b in found)
+    return {"covered": dict(covered), "of": dict(total), "findings_elsewhere": wrong}
 
 
 def main() -> None:
@@ -335,7 +344,7 @@ def main() -> None:
         },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = {"speed": speed, "cost": cost, "leaks": leak_rates, "recall": recall}
+    parts = {"speed": speed, "cost": cost, "leaks": leak_rates, "recall": recall, "names": names}
     for name in arguments.only.split(","):
         part = parts[name]
         found = part(arguments.quick) if name in ("leaks", "recall") else part()

@@ -27,13 +27,19 @@ def _pipeline() -> Any:
     return import_module(PIPELINE).load()
 
 
+def named(text: str, entities: Sequence[str] = ("PERSON",)) -> list[tuple[int, int, str]]:
+    """(start, end, kind) of each name, in order. Raises MissingExtra."""
+    with _lock:
+        found = _pipeline()(text).ents
+    return [(one.start_char, one.end_char, one.label_) for one in found if one.label_ in entities]
+
+
 @scanner("names", about="Names of people (`entities`: PERSON, GPE, ORG) by spaCy (extra `names`).")
 def names(text: str, *, prompt: str = "", entities: Sequence[str] = ("PERSON",)) -> Judgement:
-    with _lock:
-        found = [one for one in _pipeline()(text).ents if one.label_ in entities]
+    found = named(text, entities)
     clean, at = "", 0
-    for one in found:
-        clean += text[at : one.start_char] + f"[REDACTED:{one.label_}]"
-        at = one.end_char
-    kinds = sorted({one.label_ for one in found})
+    for start, end, kind in found:
+        clean += text[at:start] + f"[REDACTED:{kind}]"
+        at = end
+    kinds = sorted({kind for _, _, kind in found})
     return Judgement(float(bool(found)), ", ".join(kinds), clean + text[at:] if found else None)
