@@ -250,7 +250,7 @@ def main() -> None:
     hyper = {key: json.loads(value) for key, _, value in (item.partition("=") for item in given.set)}
     methods = given.methods.split(",")
     torch.set_num_threads(given.threads)
-    with gnomon.load(given.model, threads=given.threads, ledger=False) as model:
+    with gnomon.load(given.model, profile="fp32", threads=given.threads, ledger=False) as model:
         if given.what == "single":
             single(model, methods, counterfact(given.first, given.facts), "", hyper)
         elif given.what == "sequence":

@@ -176,7 +176,7 @@ def gate() -> None:
     """Multiple choice through the union core: every token fused, the primary alone, and gates between."""
     path, items = KEPT / "gate.json", questions()
     kept: dict[str, list[list[list[float]]]] = json.loads(path.read_text()) if path.exists() else {}
-    with Ensemble(MEMBERS, core="union", primary=0, threads=1, ledger=False) as ensemble:
+    with Ensemble(MEMBERS, core="union", primary=0, profile="fp32", threads=1, ledger=False) as ensemble:
         for item in items:
             if item.prompt in kept or time.perf_counter() > UNTIL:
                 continue
@@ -272,7 +272,7 @@ def decoding(model: Any, count: int, prompt: str) -> tuple[float, dict[str, Any]
 def speed() -> None:
     """Members and ensembles alternate; each round takes the next prompt."""
     rounds, count = int(os.environ.get("ROUNDS", "9")), int(os.environ.get("COUNT", "17"))
-    members = [load(name, speculation="off", ledger=False) for name in MEMBERS]
+    members = [load(name, profile="fp32", speculation="off", ledger=False) for name in MEMBERS]
     kinds: dict[str, dict[str, Any]] = {
         "union": {"core": "union"},
         "topk": {"core": "topk"},

@@ -73,7 +73,7 @@ def exported() -> Path:
 
         import gnomon
 
-        with gnomon.load(MODEL, ledger=False) as model:
+        with gnomon.load(MODEL, profile="fp32", ledger=False) as model:
             file = Path(str(model.checkpoint.path))
             with model.module() as module:
                 module.save_pretrained(EXPORTED)
@@ -94,7 +94,7 @@ def next_bytes() -> None:
     found: dict[str, Any] = {"places": len(theirs), "beam": BEAM}
     found["genlm_seconds"] = statistics.median(seconds for seconds, _ in theirs)
     for mode in ("beam", "canonical"):
-        with Ensemble([str(EXPORTED)], core="byte", mode=mode, beam=BEAM, ledger=False) as ours:
+        with Ensemble([str(EXPORTED)], core="byte", mode=mode, beam=BEAM, profile="fp32", ledger=False) as ours:
             distances, seconds, agree, place = [], [], 0, 0
             for text in TEXTS:
                 data = text.encode()
@@ -133,7 +133,10 @@ def averaging() -> None:
         for file in first.glob("*token*"):
             (second / file.name).write_bytes(file.read_bytes())
     modules = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (first, second)]
-    with Ensemble([str(first), str(second)], ledger=False) as ours, gnomon.load(str(first), ledger=False) as plain:
+    with (
+        Ensemble([str(first), str(second)], profile="fp32", ledger=False) as ours,
+        gnomon.load(str(first), profile="fp32", ledger=False) as plain,
+    ):
         prompt, count = "The keeper of the lighthouse climbed", 32
         ids = plain.encode(prompt)
 

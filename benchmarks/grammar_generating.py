@@ -55,7 +55,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
         "one long string": (FREE, "Write a short story as JSON."),
     }
     result: dict[str, Any] = {"threads": options.threads}
-    with gnomon.load(options.model, threads=options.threads) as model:
+    with gnomon.load(options.model, profile="fp32", threads=options.threads) as model:
         for name, (schema, prompt) in cases.items():
             rates: dict[str, list[float]] = {"with": [], "without": []}
             tokens = 0
@@ -145,7 +145,7 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
     path = BENCH / f"sampling-{options.count}.jsonl"
     done = [json.loads(line) for line in path.open()] if path.exists() else []
     rng = random.Random(options.seed)
-    with gnomon.load(options.model, threads=1) as model, path.open("a") as file:
+    with gnomon.load(options.model, profile="fp32", threads=1) as model, path.open("a") as file:
         for place in range(options.count):
             schema, room, seed = random_schema(rng), rng.random(), rng.getrandbits(31)
             if place < len(done):

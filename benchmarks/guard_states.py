@@ -120,7 +120,7 @@ def _model() -> Any:
     import gnomon
 
     if not _open:
-        _open.append(gnomon.load(MODEL, threads=1, ledger=False))
+        _open.append(gnomon.load(MODEL, profile="fp32", threads=1, ledger=False))
     return _open[0]
 
 
