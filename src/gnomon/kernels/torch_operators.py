@@ -1,8 +1,9 @@
 """The canonical operators on plain torch: batch-invariant wherever torch runs, no compiler needed.
 
-Stock CPU kernels change their arithmetic with the number of rows (one-row products, unaligned tails). Here every
-product has a row count of one class (a multiple of `row_multiple`), attention uses fixed key blocks of PAGE with the
-exact maximum and adds blocks in order, and gated activations are composed of primitives that do not depend on length.
+Stock CPU kernels change their arithmetic with the number of rows (one-row products, unaligned tails; how many rows are
+few differs from processor to processor). Here every product with a weight is made of products of exactly ROWS rows,
+attention pads its rows to multiples of ROWS, uses fixed key blocks of PAGE with the exact maximum and adds blocks in
+order, and gated activations are composed of primitives that do not depend on length.
 The bits are an observation about one torch build, so its version is part of the numeric profile.
 Legend: T rows, K inputs, N outputs, H query heads, G key-value heads, D head size, S sequences, R rows of each,
 P pages, M = R * H / G padded rows of one key-value head.
@@ -17,6 +18,11 @@ from gnomon.errors import UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch
 from gnomon.kernels.layers import LayerPlan, LayersRun, LayersShape
 from gnomon.kernels.operators import LinearWeight, QuantizedTensor
+
+
+ROWS = 16
+"""Rows of every product. MKL takes other kernels for few rows: below 4 on older processors, below 16 on Sapphire Rapids,
+which with two threads divides long sums otherwise for 64 rows than for 32."""
 
 
 class TorchOperators:
@@ -34,7 +40,6 @@ class TorchOperators:
             )
         self.dtype = dtype
         self.threads = threads
-        self.row_multiple = 4 * threads
         torch.set_num_threads(threads)
 
     def use_threads(self, count: int) -> None:
@@ -47,7 +52,7 @@ class TorchOperators:
             "torch": torch.__version__,
             "isa": torch.backends.cpu.get_cpu_capability(),
             "threads": self.threads,
-            "rows": self.row_multiple,
+            "rows": ROWS,
         }
 
     def linear_weight(self, weight: Tensor | QuantizedTensor) -> LinearWeight:
@@ -61,10 +66,11 @@ class TorchOperators:
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, bias_N: Tensor | None = None) -> Tensor:
         rows = x_TK.shape[0]
-        missing = -rows % self.row_multiple
-        if missing:
-            x_TK = torch.cat([x_TK, x_TK.new_zeros(missing, x_TK.shape[1])])
-        y_TN = torch.mm(x_TK, weight.data.t())[:rows]
+        x_TK = torch.nn.functional.pad(x_TK, (0, 0, 0, -rows % ROWS))
+        y_TN = x_TK.new_empty(x_TK.shape[0], weight.n)
+        for first in range(0, rows, ROWS):
+            torch.mm(x_TK[first : first + ROWS], weight.data.t(), out=y_TN[first : first + ROWS])
+        y_TN = y_TN[:rows]
         return y_TN if bias_N is None else y_TN + bias_N
 
     def embedding(self, table: LinearWeight, token_ids_T: Tensor) -> Tensor:
@@ -130,7 +136,6 @@ class TorchOperators:
                 scale=scale,
                 window=window,
                 softcap=softcap,
-                row_multiple=self.row_multiple,
             )
         return out_THD.reshape(rows, heads * size)
 
@@ -158,7 +163,6 @@ def _attend(
     scale: float,
     window: int | None,
     softcap: float | None,
-    row_multiple: int,
 ) -> Tensor:
     """Attention of R rows of S sequences over their pages -> [S, R, H, D]. Every product is [M, D] x [D, PAGE]."""
     sequences, rows, heads, size = query_SRHD.shape
@@ -166,7 +170,7 @@ def _attend(
     per_group = heads // groups
     q_SGMD = query_SRHD.reshape(sequences, rows, groups, per_group, size).permute(0, 2, 1, 3, 4)
     q_SGMD = q_SGMD.reshape(sequences, groups, rows * per_group, size)
-    padding = -(rows * per_group) % row_multiple
+    padding = -(rows * per_group) % ROWS
     q_SGMD = torch.nn.functional.pad(q_SGMD, (0, 0, 0, padding))
     k_SGPDB = key_SPGBD.permute(0, 2, 1, 4, 3)
     key_position_PB = torch.arange(pages * PAGE).reshape(pages, PAGE)
