@@ -42,6 +42,9 @@ class ScriptedRunner:
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         return [torch.ones(len(span.token_ids), 2) for span in spans]
 
+    def copy_page(self, source: int, target: int) -> None:
+        """It reads no pages."""
+
     def release(self, sequence: int) -> None:
         """No caches."""
 

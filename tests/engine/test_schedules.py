@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import gnomon
 from gnomon.arch.network import Network, build_network
@@ -14,9 +15,9 @@ from gnomon.engine.request import SamplingParams
 from gnomon.engine.runner import PagedRunner
 from gnomon.errors import FetchError
 from gnomon.kernels import make_operators, native_reason
-from gnomon.kernels.batch import PAGE
+from gnomon.kernels.batch import PAGE, Span
 from gnomon.models.reference import open_checkpoint
-from helpers.schedules import Record, Seen, compare_schedule
+from helpers.schedules import Record, Seen, compare_schedule, solo
 from helpers.tiny import write_tiny_model
 
 KINDS = ["fp32 torch", "bf16 torch", "fp32 native", "bf16 native", "int8 native"]
@@ -116,6 +117,47 @@ def test_a_warm_prefix_gives_the_same_bits_as_a_cold_one(network: Network) -> No
     assert records[0].finished[0].cached_tokens == 0
     assert records[1].finished[0].cached_tokens == 192
     assert records[0].events == records[1].events
+
+
+def test_choices_of_one_prompt_copy_the_page_it_ends_in(network: Network) -> None:
+    """Four choices, 100 tokens of prompt: the first computes them, each other one only the last of them."""
+    prompt = [7, 8, 9, 10] * 25
+    params = SamplingParams(seed=3, temperature=0.9, max_tokens=4, logprobs=2, ignore_eos=True)
+    runner = CountingRunner(network, page_count=16)
+    engine = Engine(runner, drafter=None)
+    records = [Record() for _ in range(4)]
+    for choice, record in enumerate(records):
+        engine.submit(record.request(choice, prompt, params, choice))
+    while engine.step():
+        pass
+    assert runner.tokens == 100 + 3 * 1 + 4 * 3
+    assert [record.finished[0].cached_tokens for record in records] == [0, 99, 99, 99]
+    for choice, record in enumerate(records):
+        assert record.events == solo(network, choice, prompt, params, choice, {}).events
+    assert len({tuple(token for token, *_ in record.events) for record in records}) > 1
+    assert engine.stats().pages_used == 0
+
+
+def test_a_begun_page_is_not_copied_across_salts(network: Network) -> None:
+    runner = CountingRunner(network, page_count=16)
+    engine = Engine(runner, drafter=None)
+    for number, salt in enumerate(["", "other"]):
+        request = Record().request(number, [7] * 40, SamplingParams(seed=0, max_tokens=1, ignore_eos=True))
+        request.cache_salt = salt
+        engine.submit(request)
+    while engine.step():
+        pass
+    assert runner.tokens == 80
+
+
+class CountingRunner(PagedRunner):
+    """Counts the tokens it computes."""
+
+    tokens = 0
+
+    def step(self, spans: list[Span]) -> list[Tensor]:
+        self.tokens += sum(len(span.token_ids) for span in spans)
+        return super().step(spans)
 
 
 def test_changed_weights_flush_the_cache(network: Network) -> None:

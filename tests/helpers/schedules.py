@@ -110,6 +110,8 @@ def compare_schedule(
     for number in range(rng.randint(2, 9)):
         own = [rng.randrange(3, vocabulary) for _ in range(rng.choice([1, 5, PAGE - 1, PAGE, PAGE + 1, 100]))]
         prompt = (shared if rng.random() < 0.7 else []) + own
+        if jobs and other.random() < 0.2:  # another choice of an earlier prompt
+            prompt = jobs[-1][1]
         jobs.append((number, prompt, params_for(rng), rng.randrange(3), other.choice(patches or [{}])))
     budget = rng.choice([1, 3, 16, 17, 64, 257])
     if brief:

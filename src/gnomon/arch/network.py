@@ -20,6 +20,13 @@ Pages = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values, float32 [pages, G, PAGE, D]."""
 
 
+def copy_page(pages: Pages, source: int, target: int) -> None:
+    """One page's keys and values to another page, in every layer."""
+    for keys, values in pages:
+        keys[target].copy_(keys[source])
+        values[target].copy_(values[source])
+
+
 class Network(Protocol):
     """A decoder. Legend: T packed tokens, R rows, C hidden channels, V vocabulary."""
 

@@ -71,7 +71,12 @@ class Engine:
         self.runner = runner
         self.drafter = drafter if getattr(runner, "accepts_drafts", runner.shares_pages) else None
         self.pool = PagePool(runner.page_count, fingerprint)
-        self.scheduler = Scheduler(self.pool, max_sequences=max_sequences, token_budget=token_budget)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_sequences=max_sequences,
+            token_budget=token_budget,
+            copy_page=runner.copy_page if runner.shares_pages else None,
+        )
         self.sequences: dict[str, Sequence] = {}
         self.steps = 0
         self.largest_batch = 0

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gnomon.arch.network import Network
+from gnomon.arch.network import Network, copy_page
 from gnomon.errors import GnomonError
 from gnomon.kernels.batch import RaggedBatch, Span
 
@@ -41,6 +41,9 @@ class Runner(Protocol):
     def release(self, sequence: int) -> None:
         """This sequence is over, or starts again from the beginning."""
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` hold what `source` holds. Called only where pages are shared."""
+
 
 class PagedRunner:
     """One network and its key-value pages."""
@@ -66,6 +69,9 @@ class PagedRunner:
         batch = RaggedBatch.build(spans)
         hidden_TC = self.network.forward(batch, self.pages).cpu()
         return list(torch.split(hidden_TC, [len(span.token_ids) for span in spans]))
+
+    def copy_page(self, source: int, target: int) -> None:
+        copy_page(self.pages, source, target)
 
     def release(self, sequence: int) -> None:
         """Pages are the pool's business; a network with caches of its own is told."""

@@ -1,13 +1,15 @@
 """The scheduler: which tokens of which sequences are computed in the next step.
 
 Continuous batching: decodes first, the rest of the token budget to prompts in chunks of any size (the kernels are
-chunk-invariant, so there is no alignment to wait for), first come first served. When pages run out the youngest
-sequence is put back and recomputed later, which no output can show. Knows nothing of logits.
+chunk-invariant, so there is no alignment to wait for), first come first served. What another sequence has computed of
+the same text is shared: full pages by name, the page it still writes to as a copy, for each goes on otherwise. When
+pages run out the youngest sequence is put back and recomputed later, which no output can show. Knows nothing of logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from gnomon.engine.pages import PagePool
 from gnomon.engine.sequence import Sequence
@@ -17,10 +19,21 @@ Work = list[tuple[Sequence, int]]
 
 
 class Scheduler:
-    """waiting: not admitted (or put back), in order. running: holding pages."""
+    """waiting: not admitted (or put back), in order. running: holding pages.
 
-    def __init__(self, pool: PagePool, *, max_sequences: int, token_budget: int) -> None:
+    copy_page(source, target): the runner's; None where pages cannot be shared.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_sequences: int,
+        token_budget: int,
+        copy_page: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.pool = pool
+        self.copy_page = copy_page
         self.max_sequences = max_sequences
         self.token_budget = token_budget
         self.waiting: list[Sequence] = []
@@ -88,7 +101,7 @@ class Scheduler:
             return None
         in_flight = self._keys_in_flight()
         for sequence in self.waiting:
-            if sequence.reads_cache and self._first_missing(sequence) in in_flight:
+            if sequence.reads_cache and (self._first_missing(sequence) in in_flight or self._comes(sequence)):
                 continue  # another sequence computes this very page now: wait for it and share
             needed = -(-min(len(sequence.tokens), sequence.computed + budget) // PAGE)
             if needed > self.pool.available and self.running:
@@ -106,9 +119,39 @@ class Scheduler:
         usable = (len(sequence.tokens) - 1) // PAGE  # at least one token must be computed, to have logits
         sequence.pages = self.pool.find(sequence.keys[:usable], sequence.tokens)
         sequence.computed = len(sequence.pages) * PAGE
+        self._copy_begun_page(sequence)
         if not sequence.sampler.generated:
             sequence.cached_tokens = sequence.computed
             self.cached_tokens += sequence.computed
+
+    def _copy_begun_page(self, sequence: Sequence) -> None:
+        """Copy-on-write: what another running sequence has of the page that this one is about to write to."""
+        if self.copy_page is None:
+            return
+        start, place = sequence.computed, len(sequence.pages)
+        wanted = sequence.tokens[start : min(start + PAGE, len(sequence.tokens) - 1)]
+        most, source = 0, -1
+        for other in self.running:
+            if other.computed > start and _same_pages(other, sequence, place):
+                there = zip(wanted, other.tokens[start : other.computed], strict=False)
+                common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], there))
+                if common > most:
+                    most, source = common, other.pages[place]
+        if most and (page := self.pool.allocate()) is not None:
+            self.copy_page(source, page)
+            sequence.pages.append(page)
+            sequence.computed += most
+
+    def _comes(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is still reading this very prompt, of which a part of a page will be copied."""
+        if self.copy_page is None or (len(sequence.tokens) - 1) % PAGE == 0:
+            return False
+        prompt, salt = sequence.tokens, sequence.request.page_salt
+        return any(
+            other.pending > 1 and other.request.prompt_ids == prompt and other.request.page_salt == salt
+            for other in self.running
+            if other.computed < len(other.request.prompt_ids)
+        )
 
     def _first_missing(self, sequence: Sequence) -> bytes | None:
         return next((key for key in sequence.keys if not self.pool.holds(key)), None)
@@ -131,3 +174,9 @@ class Scheduler:
         sequence.pages = []
         sequence.drafts = []
         sequence.computed = 0
+
+
+def _same_pages(one: Sequence, other: Sequence, count: int) -> bool:
+    """Whether the first `count` pages of two sequences hold the same text, computed with the same weights."""
+    length = count * PAGE
+    return one.request.page_salt == other.request.page_salt and one.tokens[:length] == other.tokens[:length]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnomon.arch.network import Network
+from gnomon.arch.network import Network, copy_page
 from gnomon.ensemble.fusion import fuse
 from gnomon.ensemble.options import Policy
 from gnomon.ensemble.told import Told, Votes
@@ -52,6 +52,10 @@ class SharedRunner:
 
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         raise UnsupportedModel("An ensemble has no hidden states of its own.", hint="Embed with one of its members.")
+
+    def copy_page(self, source: int, target: int) -> None:
+        for pages in self.pages:
+            copy_page(pages, source, target)
 
     def release(self, sequence: int) -> None:
         """Pages are the pool's business."""

@@ -104,6 +104,9 @@ class SymbolRunner(ABC, Generic[Text]):
     def hidden(self, spans: list[Span]) -> list[Tensor]:
         raise UnsupportedModel("An ensemble has no hidden states of its own.", hint="Embed with one of its members.")
 
+    def copy_page(self, source: int, target: int) -> None:
+        raise AssertionError("No page of an ensemble of several vocabularies is shared.")
+
     def release(self, sequence: int) -> None:
         self.texts.pop(sequence, None)
         for member in self.members:

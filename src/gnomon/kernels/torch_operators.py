@@ -19,10 +19,9 @@ from gnomon.kernels.batch import PAGE, RaggedBatch
 from gnomon.kernels.layers import LayerPlan, LayersRun, LayersShape
 from gnomon.kernels.operators import LinearWeight, QuantizedTensor
 
-
 ROWS = 16
-"""Rows of every product. MKL takes other kernels for few rows: below 4 on older processors, below 16 on Sapphire Rapids,
-which with two threads divides long sums otherwise for 64 rows than for 32."""
+"""Rows of every product. MKL takes other kernels for few rows: below 4 on older processors, below 16 on Sapphire
+Rapids, which with two threads divides long sums otherwise for 64 rows than for 32."""
 
 
 class TorchOperators:
