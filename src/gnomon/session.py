@@ -72,11 +72,15 @@ class TextSession:
         self.gate = gate
         self.released = ""  # what left so far; kept for the gate alone
         self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
-        self.waits = any(getattr(stage, "waits", False) for stage in self.stages)
+        self.waiting: list[Any] = [stage for stage in self.stages if getattr(stage, "waits", False)]
         self.skip_special_tokens = skip_special_tokens
         self.goer: Any = next((stage for stage in self.stages if getattr(stage, "goes_back", False)), None)
         self.fresh = [copy.deepcopy(stage) for stage in self.stages if stage is not self.goer] if self.goer else []
         self.kept_ids: list[int] = []  # all tokens of the text, for going back alone
+
+    def ready(self) -> bool:
+        """Whether the next token may be computed: no stage is too far behind the text."""
+        return not any(stage.behind for stage in self.waiting)
 
     def on_prompt(self, prompt: Sequence[PromptLogprob]) -> None:
         """Log-probabilities of the prompt's own tokens, before the first token."""
@@ -156,7 +160,7 @@ class TextSession:
         cut = self.reason is not None
         if self.reason is None:
             self.reason = "cancelled" if finished.reason == "error" else finished.reason
-            if not (self.waits and self.reason == "cancelled"):  # nobody is there to wait for
+            if not (self.waiting and self.reason == "cancelled"):  # nobody is there to wait for
                 released = self._through(self._new_part(self.detokenizer.finish()), closing=True)
             self._hide(released.hidden)
             if released.cut is not None:

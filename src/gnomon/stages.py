@@ -93,8 +93,9 @@ class StreamStage(Protocol):
     """Sees canonical text in order; releases, holds, replaces or ends it. Depends on the text, never on the split.
 
     It must not block. One with an attribute `waits` that is true may wait in `finish`, which is then called on a thread
-    of its own. One with an attribute `goes_back` that is true stands last, is told where tokens end
-    (`token_ends_at(place)`, before their text) and begins anew with the text that stays (`go_back(text)`).
+    of its own, and has a property `behind`: while that is true no further token is computed for this text. One with an
+    attribute `goes_back` that is true stands last, is told where tokens end (`token_ends_at(place)`, before their text)
+    and begins anew with the text that stays (`go_back(text)`).
     """
 
     def push(self, text: str) -> Released:

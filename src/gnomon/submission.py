@@ -17,7 +17,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from gnomon.engine.request import Decision, Finished, Request, SamplingParams, TokenEvent
+from gnomon.engine.request import Decision, Finished, Request, SamplingParams, TokenEvent, always
 from gnomon.engine.worker import EngineWorker
 from gnomon.errors import GnomonError
 from gnomon.generation import Chunk, Generation, Run, TokenLogprob
@@ -248,7 +248,7 @@ def make_request(
             submission.put(GnomonError(f"The end of the request failed: {type(error).__name__}."))
 
     def on_finish(finished: Finished) -> None:
-        if session.waits and session.reason is None:
+        if session.waiting and session.reason is None:
             threading.Thread(target=end, args=(finished,), name="gnomon-ending", daemon=True).start()
         else:
             end(finished)
@@ -264,6 +264,7 @@ def make_request(
         on_token=on_token,
         on_prompt=session.on_prompt if echo else None,
         on_finish=on_finish,
+        ready=session.ready if session.waiting else always,
         sides=tuple((sides or {}).values()),
         side_names=tuple(sides or {}),
     )

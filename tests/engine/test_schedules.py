@@ -49,7 +49,7 @@ def test_every_request_equals_its_solo_run_bit_for_bit(family: str, kind: str, c
             compare_schedule(network, 1000 * threads + seed, seen)
     assert seen.different == []
     assert seen.preemptions > 0 and seen.hits > 0 and seen.chunked > 0 and seen.accepted > 0
-    assert seen.largest_batch >= 3
+    assert seen.largest_batch >= 3 and seen.pauses > 0
 
 
 @pytest.mark.slow

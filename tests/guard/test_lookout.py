@@ -182,6 +182,30 @@ def test_what_async_let_out_too_early_is_retracted_exactly(tiny: Model) -> None:
     assert shown[:start] == "The key is #, kept." and end == len(shown) and len(shown) - start <= 60
 
 
+@pytest.mark.parametrize(
+    ("text", "stands"),
+    [
+        ("The key K1234 is out, and on it goes. " + "And on. " * 8, "The key "),  # it begins inside the first mark
+        ("AK1234K5678 is out, and on it goes. " + "And on. " * 8, "A#"),  # inside the second of two
+        ("At K12345678 is out, and on it goes. " + "And on. " * 8, "At "),  # inside one that two rules made
+    ],
+)
+def test_what_begins_inside_a_redaction_is_taken_back_with_its_mark(tiny: Model, text: str, stands: str) -> None:
+    checks: list[dict[str, Any]] = [
+        {"use": "regex", "name": "key", "regex": "K[0-9]{4}", "replacement": "#"},
+        {"use": "regex", "name": "number", "regex": "[0-9]{5,8}", "replacement": "~~~~~~~~"},
+        {"use": "t_late", "action": "block", "mode": "async", "stride": 10, "timeout_ms": 60_000},
+    ]
+    with late_scanner(" is out") as late, saying(tiny) as model:
+        shown, retracted = "", []
+        for chunk in model.stream("abc", say={"text": text}, max_tokens=400, guard={"output": checks}):
+            shown += chunk.text
+            retracted += [finding["retract"] for finding in chunk.findings if "retract" in finding]
+            if late.looked.is_set() and "goes" in shown:
+                late.go.set()
+    assert [(shown[:start], end) for start, end in retracted] == [(stands, len(shown))]
+
+
 def test_a_retraction_reaches_the_official_client(tiny: Model) -> None:
     checks = [{"use": "t_count", "action": "block", "mode": "async", "max_exposure_chars": 400, "timeout_ms": 60_000}]
     said = {"text": "All is well here. aaaaaaaa aaaaaaaaa aaaaaa aaaaa. And more of it"}

@@ -6,12 +6,13 @@ Nothing leaks, hangs or mixes, and every page comes back.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from gnomon.guard import Judgement, scanner
+from gnomon.guard import Guard, Judgement, lookout, scanner
 from gnomon.guard import scanning as registry
 from gnomon.model import Model
 from helpers.saying import saying
@@ -27,6 +28,7 @@ def key_of(number: int) -> str:
 def gates() -> Iterator[dict[str, threading.Event]]:
     """Scanners of the words that each kind of stream says; the hanging one hangs until the test is over."""
     registry._load()
+    Guard._of_json.cache_clear()  # it would know the scanners of the test before
     before, release, looked = dict(registry._known), threading.Event(), threading.Event()
 
     @scanner("t_mood", about="Does what the text says.")
@@ -121,3 +123,66 @@ def test_the_engine_goes_on_while_a_scanner_thinks(tiny: Model, gates: dict[str,
         gates["release"].set()
         [result] = held.collect()
         assert result.text == "It may hang. Then more." and result.finish_reason == "stop"
+
+
+SENTENCES = "".join(f"Sentence {number} may hang. " for number in range(12))
+
+
+def held_back(tiny: Model, **check: Any) -> Any:
+    """A stream that has run as far ahead of its scanner as it may."""
+    policy = {"output": [{"use": "t_hang", "action": "block", "timeout_ms": 60_000, **check}]}
+    handle = tiny.submit("abc", {"say": {"text": SENTENCES}, "guard": policy, "max_tokens": 400})
+    assert tiny.worker is not None
+    end = time.monotonic() + 60
+    while not tiny.worker._engine.paused and time.monotonic() < end:
+        time.sleep(0.01)
+    assert tiny.worker._engine.paused
+    return handle
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "MOST_PENDING", 4)
+
+
+def test_a_stream_that_ran_ahead_of_its_scanner_pauses_alone(
+    tiny: Model, gates: dict[str, threading.Event], few: None
+) -> None:
+    """Nothing is computed for it until the scanner has caught up; another stream is decoded to its end meanwhile."""
+    with saying(tiny) as model:
+        handle = held_back(model)
+        steps = model.stats().steps
+        time.sleep(0.1)
+        assert model.stats().steps == steps
+        other = model.generate("abc", say={"text": "Something else, to its end."}, max_tokens=100)
+        assert other.text == "Something else, to its end."  # type: ignore[union-attr]
+        assert model.stats().running == 1 and handle._queue.empty()
+        gates["release"].set()
+        [result] = handle.collect()
+        assert result.text == SENTENCES and result.finish_reason == "stop" and not result.findings
+        plain = model.generate("abc", say={"text": SENTENCES}, max_tokens=400)
+        assert result.token_ids == plain.token_ids  # type: ignore[union-attr]
+
+
+def test_a_paused_stream_that_is_cancelled_gives_its_pages_back(
+    tiny: Model, gates: dict[str, threading.Event], few: None
+) -> None:
+    with saying(tiny) as model:
+        handle = held_back(model)
+        assert model.stats().pages_used > 0
+        handle.cancel()
+        [result] = handle.collect()
+        assert (result.text, result.finish_reason) == ("", "cancelled")
+        assert (model.stats().running, model.stats().pages_used) == (0, 0)
+
+
+@pytest.mark.parametrize(("fail", "text", "reason"), [("closed", "", "content_filter"), ("open", SENTENCES, "stop")])
+def test_a_paused_stream_goes_on_when_its_scanners_time_is_up(
+    tiny: Model, gates: dict[str, threading.Event], few: None, fail: str, text: str, reason: str
+) -> None:
+    with saying(tiny) as model:
+        handle = held_back(model, timeout_ms=300, fail=fail)
+        [result] = handle.collect()
+        assert (result.text, result.finish_reason) == (text, reason)
+        assert {finding["rule"] for finding in result.findings} == {"guard_error"}
+        assert (model.stats().running, model.stats().pages_used) == (0, 0)

@@ -87,6 +87,7 @@ class Seen:
     chunked: int = 0
     largest_batch: int = 0
     accepted: int = 0
+    pauses: int = 0
     different: list[str] = field(default_factory=list)
 
 
@@ -99,7 +100,8 @@ def compare_schedule(
     patches: list[Patches] | None = None,
     brief: bool = False,
 ) -> None:
-    """One random schedule: arrivals, chunking, hits, preemption, cancellation; differences go to seen.different.
+    """One random schedule: arrivals, chunking, hits, preemption, cancellation, in each third one requests that are not
+    ready now and then; differences go to seen.different.
 
     patches: each request gets one of these sets of patches. brief: for real models, at most five requests of at most
     four tokens, and prompts that the budget fills in some tens of steps.
@@ -123,12 +125,19 @@ def compare_schedule(
     runner = PagedRunner(network, page_count=pages)
     engine = Engine(runner, max_sequences=most, token_budget=budget, drafter=lambda: HalfRight(texts))
     records = {number: Record() for number, *_ in jobs}
+    moods = random.Random(seed + 1)
+
+    def ready() -> bool:
+        pauses = seed % 3 == 0 and moods.random() < 0.4
+        seen.pauses += pauses
+        return not pauses
+
     waiting = list(jobs)
     cancelled: set[int] = set()
     while waiting or engine.sequences:
         while waiting and rng.random() < 0.5:
             number, *job = waiting.pop(0)
-            engine.submit(records[number].request(number, *job))
+            engine.submit(replace(records[number].request(number, *job), ready=ready))
         if engine.sequences and rng.random() < 0.02:
             victim = rng.choice(list(engine.sequences))
             cancelled.add(int(victim))

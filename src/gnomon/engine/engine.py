@@ -89,6 +89,7 @@ class Engine:
     def step(self) -> bool:
         """Compute one batch. False when there was nothing to do."""
         self._drop_cancelled()
+        self._ask_who_is_ready()
         self._draft()
         work = self.scheduler.schedule()
         if not work:
@@ -241,12 +242,26 @@ class Engine:
         else:
             self._finish(sequence, "error", error)
 
+    def _ask_who_is_ready(self) -> None:
+        """A request that is not ready is passed over in this step."""
+        for sequence in list(self.sequences.values()):
+            try:
+                sequence.paused = not sequence.request.ready()
+            except Exception as error:
+                log.exception("Request %s failed", sequence.request.id)
+                self._finish(sequence, "error", EngineFailure(f"The request failed: {type(error).__name__}: {error}."))
+
+    @property
+    def paused(self) -> bool:
+        """Whether some request was not ready: it is asked again with the next step."""
+        return any(sequence.paused for sequence in self.sequences.values())
+
     def _draft(self) -> None:
         """What the decoding sequences will say next: what their stages force, and guesses while there is room."""
         running = self.scheduler.running
         share = self.scheduler.token_budget // max(1, len(running)) - 1
         for sequence in running:
-            if sequence.drafter is None or sequence.pending != 1 or not sequence.sampler.generated:
+            if sequence.paused or sequence.drafter is None or sequence.pending != 1 or not sequence.sampler.generated:
                 continue
             left = sequence.request.sampling.max_tokens - len(sequence.sampler.generated) - 1
             sequence.drafts = certain(sequence.request.mask, min(left, share))

@@ -192,6 +192,11 @@ def ignore_end(finished: Finished) -> None:
     """The plainest `on_finish`."""
 
 
+def always() -> bool:
+    """The plainest `ready`."""
+    return True
+
+
 @dataclass
 class Request:
     """One choice to generate.
@@ -200,7 +205,8 @@ class Request:
     computed prompt pages only with those of the same salt, and of the same patches. sides: patches that run beside
     the weights, in order; side_names: what they are, for the prefix cache. runner_options: handed to the runner with
     every span. on_prompt is called once, before the first token, when sampling.prompt_logprobs is set. on_finish is
-    called exactly once, whatever happens.
+    called exactly once, whatever happens. ready is asked before each step: while it says no, nothing of this request
+    is computed and others go on; it must come to say yes without being told anything.
     """
 
     id: str
@@ -213,6 +219,7 @@ class Request:
     on_token: Callable[[TokenEvent], Decision] = go_on
     on_prompt: Callable[[list[PromptLogprob]], None] | None = None
     on_finish: Callable[[Finished], None] = ignore_end
+    ready: Callable[[], bool] = always
     priority: int = 0
     cache_salt: str = field(default="", repr=False)
     sides: tuple[SidePath, ...] = field(default=(), repr=False)

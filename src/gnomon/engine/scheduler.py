@@ -3,7 +3,8 @@
 Continuous batching: decodes first, the rest of the token budget to prompts in chunks of any size (the kernels are
 chunk-invariant, so there is no alignment to wait for), first come first served. What another sequence has computed of
 the same text is shared: full pages by name, the page it still writes to as a copy, for each goes on otherwise. When
-pages run out the youngest sequence is put back and recomputed later, which no output can show. Knows nothing of logits.
+pages run out the youngest sequence is put back and recomputed later, which no output can show. A paused sequence is
+passed over. Knows nothing of logits.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Scheduler:
         budget = self.token_budget
         work: Work = []
         preempted = self.preemptions
-        decoding = [s for s in self.running if s.pending == 1]
-        filling = [s for s in self.running if s.pending > 1]
+        awake = [s for s in self.running if not s.paused]
+        decoding = [s for s in awake if s.pending == 1]
+        filling = [s for s in awake if s.pending > 1]
         for sequence in [*decoding, *filling]:
             if sequence in self.running and budget > 0:
                 budget -= self._grant(sequence, budget, work)
@@ -101,6 +103,8 @@ class Scheduler:
             return None
         in_flight = self._keys_in_flight()
         for sequence in self.waiting:
+            if sequence.paused:
+                continue
             if sequence.reads_cache and (self._first_missing(sequence) in in_flight or self._comes(sequence)):
                 continue  # another sequence computes this very page now: wait for it and share
             needed = -(-min(len(sequence.tokens), sequence.computed + budget) // PAGE)

@@ -15,6 +15,7 @@ class Sequence:
     """number: unique in the engine, and its order of arrival. keys: names of the prompt's full pages.
 
     drafts: tokens after the known ones, for the coming step only; guessed: they are guesses, not forced by a stage.
+    paused: its request was not ready when last asked; it keeps its pages and is not scheduled.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Sequence:
     cached_tokens: int = 0
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     cancelled: bool = False
+    paused: bool = False
     drafter: Drafter | None = None
     draft_length: AdaptiveLength = field(default_factory=AdaptiveLength)
     drafts: list[int] = field(default_factory=list)

@@ -27,6 +27,8 @@ from gnomon.errors import NotReady, UsageError
 from gnomon.kernels.side import SidePath
 
 Result = TypeVar("Result")
+SECONDS_PAUSED = 0.005
+"""Between two questions to requests that are not ready, when there is nothing else to do."""
 __all__ = ["EngineStats", "EngineWorker"]
 
 
@@ -165,6 +167,9 @@ class EngineWorker:
         busy, housekeeper = False, Housekeeper()
         while True:
             with self._wake:
+                if not (busy or self._inbox or self._closing) and self._engine.paused:
+                    self._wake.wait(SECONDS_PAUSED)
+                    busy = True  # who was not ready may be now
                 while not (busy or self._inbox or self._closing):
                     self._wake.wait()
                 if self._closing:

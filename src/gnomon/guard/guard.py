@@ -32,7 +32,7 @@ from gnomon.guard.watching import Watch
 from gnomon.registry import option_error
 
 Direction = Literal["input", "output"]
-VERSION = 1
+VERSION = 2
 RULE_KINDS = ("words", "regex", "rules")
 RISK = {"block": 1.0, "redact": 1.0, "replace": 1.0, "vault": 1.0, "flag": 0.5}
 
@@ -91,7 +91,7 @@ class Guard:
         """A new stream. prompt: what it answers, for scanners that compare.
 
         waits: a push waits for the scanners that hold its text (each at most its time); without, what they clear leaves
-        with a later push, and only finish() waits.
+        with a later push, only finish() waits, and the property `behind` says when to stop pushing for a while.
         """
         one, options = self._compiled[direction], self.options
         return Session(

@@ -20,7 +20,7 @@ from gnomon.guard.watching import Failure, Place, Watch, Watcher
 from gnomon.guard.workers import workers_of
 
 MOST_PENDING = 64
-"""Looks of one text that may be out: a text that runs further ahead waits for its scanners."""
+"""Looks of one text that may be out: a text that runs further ahead is to wait until half of them are back."""
 
 
 class Stop(NamedTuple):
@@ -81,6 +81,7 @@ class Lookout:
         self._found: list[tuple[int, Hit]] = []  # reports, with the number of their look
         self._count = 0
         self._candidate: Stop | None = None
+        self._behind = False
 
     # -- text in --------------------------------------------------------------------------------------------------
 
@@ -93,8 +94,6 @@ class Lookout:
         for watcher in self.watchers:
             if (place := watcher.advance(piece)) is not None:
                 self._send(watcher, place, limit, settled)
-        if len(self.pending) >= MOST_PENDING:
-            self.poll(most=MOST_PENDING // 2)
 
     def finish(self, limit: int, settled: int) -> None:
         """The text is complete: the last looks, and what is left of waiting for second ones."""
@@ -164,6 +163,14 @@ class Lookout:
         self._found = [(n, hit) for n, hit in self._found if n <= number]
 
     # -- what is known --------------------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        """Whether so many looks are out that the text should not go on; what came back is judged first."""
+        if len(self.pending) >= MOST_PENDING or self._behind:
+            self.poll()
+            self._behind = len(self.pending) > (MOST_PENDING // 2 if self._behind else MOST_PENDING - 1)
+        return self._behind
 
     @property
     def stop(self) -> Stop | None:

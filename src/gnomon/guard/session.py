@@ -47,7 +47,7 @@ class Session:
         self._reports = Reports(self.rules, self.shadow)
         self._blocked: Finding | None = None
         self._finished = False
-        self._shifts: list[tuple[int, int]] = []  # (end of a replaced span, how much longer its replacement is)
+        self._shifts: list[tuple[int, int, int]] = []  # a replaced span, and how much longer its replacement is
         self._ended: Hit | None = None  # a rule ends the text here; a look that is out may end it earlier
         several = len(self.lanes) + (self.lookout is not None) > 1
         self._urgent = any(lane.urgent for lane in self.lanes)
@@ -78,13 +78,26 @@ class Session:
         """Characters that are here and may not leave yet."""
         return max(self.length - self.released, 0)
 
-    def _shift(self, end: int, more: int) -> None:
+    @property
+    def behind(self) -> bool:
+        """Whether the scanners are so far behind that who pushes without waiting should stop for a while."""
+        return self.lookout is not None and self._blocked is None and self.lookout.behind
+
+    def _shift(self, start: int, end: int, more: int) -> None:
         if self.lookout is not None:  # only a scanner's late verdict asks for it
-            self._shifts.append((end, more))
+            self._shifts.append((start, end, more))
+
+    def _stretch(self, end: int) -> None:
+        """The replacement that stands last replaces more."""
+        if self._shifts:
+            start, before, more = self._shifts.pop()
+            self._shifts.append((start, end, more - (end - before)))
 
     def shown_at(self, place: int) -> int:
-        """Where a place of the text lies in what has left."""
-        return min(place, self.released) + sum(more for end, more in self._shifts if end <= place)
+        """Where a place of the text lies in what has left; of one in a replaced span, where its replacement begins."""
+        place = min(place, self.released)
+        place = next((start for start, end, _ in self._shifts if start < place < end), place)
+        return place + sum(more for _, end, more in self._shifts if end <= place)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -243,11 +256,11 @@ class Session:
                 replacement = self._replacement(hit, bound)
                 out += [self._slice(self.released, hit.start), replacement]
                 hidden.append((hit.start, hit.end))
-                self._shift(hit.end, len(replacement) - (hit.end - hit.start))
+                self._shift(hit.start, hit.end, len(replacement) - (hit.end - hit.start))
                 self.released = hit.end
             elif hit.end > self.released:
                 hidden.append((self.released, hit.end))
-                self._shift(hit.end, self.released - hit.end)
+                self._stretch(hit.end)
                 self.released = hit.end
             if not growing:
                 self._reports.add(hit)
@@ -304,7 +317,7 @@ class Session:
         self._decoded(bytes.fromhex(saved["bytes"]))
         self._text, self._base = saved["text"], saved["base"]
         self.length, self.released = saved["length"], saved["released"]
-        self._shifts = [(end, more) for end, more in saved["shifts"]]
+        self._shifts = [(start, end, more) for start, end, more in saved["shifts"]]
         self._waiting = [Hit(*one) for one in saved["waiting"]]
         self._reports.restore(saved)
         self._blocked = None if saved["blocked"] is None else self._reports.found[saved["blocked"]]

@@ -91,6 +91,11 @@ class AnswerGuard:
         METER.piece(self.session.held, time.perf_counter() - begun)
         return self._released(step)
 
+    @property
+    def behind(self) -> bool:
+        """Whether its scanners are so far behind that the text should wait for them."""
+        return self.session.behind
+
     def finish(self) -> Released:
         step = self._fresh(self.session.close())
         text, self.clean = self.clean + step.text, ""
