@@ -103,7 +103,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of one streamed choice. The last one of a choice has finish_reason and usage."""
+    """A piece of one streamed choice. The last one of a choice has finish_reason and usage.
+
+    held: how many characters after this piece the guard holds now, where it tells that (`show_held`) and it changed.
+    """
 
     id: str
     index: int
@@ -117,6 +120,7 @@ class Chunk:
     fingerprint: str = ""
     findings: tuple[Mapping[str, Any], ...] = ()
     outcome: Outcome | None = None
+    held: int | None = None
 
 
 @dataclass(frozen=True)

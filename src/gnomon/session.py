@@ -74,6 +74,7 @@ class TextSession:
         self.held: deque[TokenEvent] = deque()  # tokens that the gate may still take back
         self.waiting: list[Any] = [stage for stage in self.stages if getattr(stage, "waits", False)]
         self.skip_special_tokens = skip_special_tokens
+        self.held_characters = 0  # as last told
         self.goer: Any = next((stage for stage in self.stages if getattr(stage, "goes_back", False)), None)
         self.fresh = [copy.deepcopy(stage) for stage in self.stages if stage is not self.goer] if self.goer else []
         self.kept_ids: list[int] = []  # all tokens of the text, for going back alone
@@ -191,6 +192,7 @@ class TextSession:
         hidden: tuple[tuple[int, int], ...] = ()
         cut: int | None = None
         back_to: int | None = None
+        held: int | None = None
         reason: Literal["stop", "content_filter"] = "stop"
         for place, stage in enumerate(self.stages):
             results = [stage.push(text)] if text else []
@@ -201,6 +203,7 @@ class TextSession:
                 findings += result.findings
                 hidden += result.hidden
                 back_to = result.back_to
+                held = held if result.held is None else result.held
                 decided = len(result.text) if result.settled is None else result.settled
                 self.settled[place] += decided
                 self.shifted |= place < len(self.stages) - 1 and decided != len(result.text) and result.cut is None
@@ -208,7 +211,7 @@ class TextSession:
                     cut, reason, closing = result.cut, result.reason, True
             if not text and not closing:
                 break
-        return Released(text, cut=cut, reason=reason, findings=findings, hidden=hidden, back_to=back_to)
+        return Released(text, cut=cut, reason=reason, findings=findings, hidden=hidden, held=held, back_to=back_to)
 
     def _end_at(self, released: Released) -> None:
         """The text ends at released.cut: tokens that lie wholly past it never happened."""
@@ -246,7 +249,7 @@ class TextSession:
         tokens = self._take(token_count)
         if self.gate is not None:
             self.released += released.text
-        if released.text or tokens or released.findings:
+        if released.text or tokens or released.findings or released.held not in (None, self.held_characters):
             self.emit(self._chunk(released, tokens))
 
     def _described(self, event: TokenEvent) -> TokenLogprob:
@@ -256,6 +259,8 @@ class TextSession:
     def _chunk(self, released: Released, tokens: list[TokenEvent]) -> Chunk:
         prompt, self.prompt_logprobs = self.prompt_logprobs, None
         echo, self.echo = self.echo, ""
+        held = released.held if released.held != self.held_characters else None
+        self.held_characters = self.held_characters if held is None else held
         return Chunk(
             id=self.info.id,
             index=self.info.index,
@@ -266,6 +271,7 @@ class TextSession:
             seed=self.info.seed,
             fingerprint=self.info.fingerprint,
             findings=released.findings,
+            held=held,
         )
 
 

@@ -67,6 +67,7 @@ class Released:
     settled: how many more characters of its input are decided (let out, replaced or dropped); None: len(text).
     cut: where, in all the text it was given so far, everything ends; None: it goes on.
     hidden: spans of all the text it was given that were replaced: their tokens are reported nowhere.
+    held: how many characters it has and lets nobody see yet, where that may be told.
     back_to: an end of a token, told by `token_ends_at`: the tokens after it are taken back, and others drawn instead.
     """
 
@@ -76,6 +77,7 @@ class Released:
     reason: Literal["stop", "content_filter"] = "stop"
     findings: tuple[Mapping[str, Any], ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
+    held: int | None = None
     back_to: int | None = None
 
 

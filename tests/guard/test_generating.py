@@ -239,3 +239,31 @@ def test_a_recipe_guards_every_request(tiny_dir: Path, tmp_path: Path) -> None:
     with gnomon.load(recipe, threads=1, max_sequences=2) as model, saying(model):
         assert model.generate("abc", say={"text": SAID}, max_tokens=200).text.startswith("The key é is [REDACTED")  # type: ignore[union-attr]
         assert model.generate("abc", say={"text": "oh hello"}, max_tokens=20).finish_reason == "content_filter"  # type: ignore[union-attr]
+
+
+def test_how_much_is_held_is_told_to_those_who_ask_unless_the_operator_forbids_it(
+    model: Model, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    said = {"text": "The key is ghp_9rtqamlth6e39ixjq0ji9qzqs7cxfl909k1l, keep it."}
+
+    def told(**guard: Any) -> tuple[str, list[int]]:
+        events = list(
+            client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "a"}],
+                stream=True,
+                max_tokens=100,
+                extra_body={"say": said, "guard": {"output": ["secrets"], **guard}},
+            )
+        )
+        choices = [event.choices[0] for event in events]
+        held = [choice.guard["held"] for choice in choices if "held" in (getattr(choice, "guard", None) or {})]
+        return "".join(choice.delta.content or "" for choice in choices), held
+
+    text, held = told(show_held=True)
+    assert text == "The key is [REDACTED:github-token], keep it."
+    assert max(held) == len("ghp_9rtqamlth6e39ixjq0ji9qzqs7cxfl909k1l") and held[-1] == 0
+    assert told() == (text, [])
+    monkeypatch.setattr(model, "defaults", {**model.defaults, "guard": {"show_held": False}})
+    assert told(show_held=True) == (text, [])

@@ -20,8 +20,8 @@ class Late(NamedTuple):
 
 
 @contextmanager
-def late_scanner(word: str) -> Iterator[Late]:
-    """Registered as `t_late` within the block: it refuses text with this word, once `go` is set."""
+def late_scanner(word: str, score: float = 1.0) -> Iterator[Late]:
+    """Registered as `t_late` within the block: it gives text with this word this score, once `go` is set."""
     late = Late("t_late", threading.Event(), threading.Event())
 
     @scanner(late.name, about="Thinks until it may say.")
@@ -30,7 +30,7 @@ def late_scanner(word: str) -> Iterator[Late]:
             return Judgement(0.0)
         late.looked.set()
         late.go.wait(60)
-        return Judgement(1.0)
+        return Judgement(score)
 
     try:
         yield late

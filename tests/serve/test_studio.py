@@ -145,6 +145,27 @@ def test_text_taken_back_vanishes_and_a_mark_stands_in_its_place(page: Any, tiny
         page.screenshot(path=f"{folder}/retracted.png")
 
 
+def test_held_text_is_grey_until_it_is_cleared(page: Any, tiny: Model) -> None:
+    """The text itself has not left the server: as many blocks as it has characters stand for it."""
+    said = "All is well here. The key is ghp_9rtqamlth6e39ixjq0ji9qzqs7cxfl909k1l, keep it. Goodbye then."
+    checks: list[Any] = ["secrets", {"use": "t_late", "action": "block", "timeout_ms": 60_000}]
+    with late_scanner("keep", score=0.0) as late, saying(tiny, guard={"output": checks}, say={"text": said}):
+        ask(page, "abc", 400)
+        wanted = len(said) - len("All is well here.")
+        page.wait_for_selector(f".held[title^='{wanted} ']")
+        answer = page.locator(".assistant > span").first
+        assert answer.inner_text() == "All is well here." + "\u2591" * wanted
+        assert "held by the guard" in page.get_attribute(".held", "aria-label")
+        assert "keep" not in page.content() and "github-token" not in page.content()
+        if folder := os.environ.get("GNOMON_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/held.png", clip={"x": 0, "y": 0, "width": 1100, "height": 240})
+        late.go.set()
+        page.wait_for_selector(".findings")
+    assert page.locator(".held").count() == 0
+    assert answer.inner_text() == "All is well here. The key is github-token, keep it. Goodbye then."
+    assert page.inner_text("mark.redacted") == "github-token"
+
+
 def test_model_text_is_never_markup(page: Any) -> None:
     ask(page, "<img src=x onerror=alert(1)>")
     page.wait_for_selector(".assistant .footnote")

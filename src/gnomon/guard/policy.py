@@ -120,6 +120,11 @@ class GuardOptions(BaseModel):
         False
     )
 
+    show_held: Annotated[
+        bool | None,
+        Field(description="Tell how many characters are held now, of secrets too; false: not to requests either."),
+    ] = None
+
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
@@ -154,6 +159,7 @@ def merged(operator: GuardOptions, request: GuardOptions) -> GuardOptions:
         update={
             "input": [*operator.input, *request.input],
             "output": [*operator.output, *request.output],
+            "show_held": request.show_held if operator.show_held is None else operator.show_held,
         }
     )
 

@@ -62,6 +62,7 @@ class AnswerGuard:
         self.settled = 0
         self.prompt_findings: list[Finding] = list(context.memory.get("guard.findings", ()))
         self.told: set[Finding] = set()
+        self.shows_held = bool(guard.options.show_held)
         self.rollback = guard.options.on_block.rollback
         self.goes_back = self.rollback is not None
         self.detour: Detour | None = context.memory.pop("guard.detour", None)
@@ -107,7 +108,10 @@ class AnswerGuard:
         if self.restorer is not None:
             text = self.restorer.push(text) + (self.restorer.finish() if last or step.cut is not None else "")
         more, self.settled = max(step.settled - self.settled, 0), max(step.settled, self.settled)
-        return Released(text, more, step.cut, "content_filter", self._findings(step, before), step.hidden)
+        held = None
+        if self.shows_held:
+            held = 0 if last or step.cut is not None else self.session.held + len(self.clean)
+        return Released(text, more, step.cut, "content_filter", self._findings(step, before), step.hidden, held)
 
     def _findings(self, step: Step, shown: int | None = None) -> tuple[dict[str, Any], ...]:
         """What was found, not told before. shown: characters that had left when it was."""

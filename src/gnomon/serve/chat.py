@@ -109,7 +109,7 @@ async def _events(
         yield {**base, "choices": [_delta(index, {"role": "assistant", "content": "", "refusal": None})], **empty}
     last: dict[int, Chunk] = {}
     async for chunk in run.chunks(request):
-        found, ends = found_entry(chunk.findings), chunk.finish_reason is not None
+        found, ends = found_entry(chunk.findings, chunk.held), chunk.finish_reason is not None
         if calling is not None:
             deltas = reading[chunk.index].push(chunk.text, last=ends)
         else:

@@ -74,7 +74,7 @@ async def _events(
         offsets[chunk.index] = offset + len(chunk.text)
         block = _logprobs([*(chunk.prompt_logprobs or ()), *(chunk.logprobs or ())], offset) if chunk.logprobs else None
         choice = {"index": chunk.index, "text": chunk.text, "logprobs": block, "finish_reason": chunk.finish_reason}
-        choice |= found_entry(chunk.findings)
+        choice |= found_entry(chunk.findings, chunk.held)
         if chunk.finish_reason is not None:
             usages[chunk.index] = chunk.usage
         yield {**head, "choices": [choice], **empty}

@@ -149,9 +149,11 @@ def usage_of(usages: Sequence[Usage], choices: int) -> dict[str, Any]:
     }
 
 
-def found_entry(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Findings of a choice as an extension key, which clients that do not know it pass over."""
-    return {"guard": {"findings": [dict(finding) for finding in findings]}} if findings else {}
+def found_entry(findings: Sequence[Mapping[str, Any]], held: int | None = None) -> dict[str, Any]:
+    """What the guard says of a choice, as an extension key, which clients that do not know it pass over."""
+    if not findings and held is None:
+        return {}
+    return {"guard": {"findings": [dict(finding) for finding in findings], **({} if held is None else {"held": held})}}
 
 
 def logprob_entry(token: TokenLogprob, describe: Callable[[TokenLogprob], Any] | None = None) -> dict[str, Any]:

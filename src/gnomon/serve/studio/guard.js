@@ -1,5 +1,5 @@
-// What the guard did: marks for redacted parts, text taken back, a list of findings. Held text is never sent, so there is
-// nothing to show of it.
+// What the guard did: grey blocks for text it holds, marks for redacted parts, text taken back, a list of findings. Held
+// text is never sent, only how long it is.
 
 const REDACTED = /(\[REDACTED:[\w-]+\])/;
 
@@ -14,6 +14,18 @@ export function marked(piece) {
     mark.title = `redacted by the rule ${mark.textContent}`;
     return mark;
   });
+}
+
+// As many grey blocks as characters are held, after what was said; they make way for what is cleared.
+export function showHeld(element, count) {
+  const blocks = element.querySelector(".held") ?? document.createElement("span");
+  blocks.className = "held";
+  blocks.textContent = "\u2591".repeat(count);
+  blocks.title = `${count} characters are held by the guard`;
+  blocks.setAttribute("role", "img");
+  blocks.setAttribute("aria-label", blocks.title);
+  if (count) element.append(blocks);
+  else blocks.remove();
 }
 
 // The characters [start, end) of what was said vanish from the page; a mark says that something stood there.

@@ -2,7 +2,7 @@
 
 import { chat, models, onKeyNeeded } from "./api.js";
 import { grammar, startGrammar } from "./grammar.js";
-import { findingsPanel, marked, takeBack } from "./guard.js";
+import { findingsPanel, marked, showHeld, takeBack } from "./guard.js";
 import { tokenSpans, watchTokens } from "./tokens.js";
 
 const $ = (id) => document.getElementById(id);
@@ -123,6 +123,7 @@ async function answer() {
     stream_options: { include_usage: true },
     logprobs: true,
     top_logprobs: 5,
+    guard: { show_held: true },
     ...options(),
     ...(wanted ? { grammar: wanted } : {}),
   };
@@ -131,6 +132,7 @@ async function answer() {
   let last = {};
   let reason = "";
   const findings = [];
+  let held = 0;
   try {
     for await (const event of chat(body, running.signal)) {
       last = { ...last, ...event };
@@ -139,6 +141,8 @@ async function answer() {
       reason = choice.finish_reason ?? reason;
       const piece = choice.delta.content ?? "";
       const entries = choice.logprobs?.content ?? [];
+      showHeld(text, 0);
+      held = choice.guard?.held ?? held;
       for (const { retract, rule } of choice.guard?.findings ?? []) {
         if (!retract) continue;
         takeBack(text, retract, rule);
@@ -150,6 +154,7 @@ async function answer() {
       const spelt = entries.map((entry) => entry.token).join("") === piece; // not where the guard replaced something
       if (entries.length && (spelt || !piece.includes("[REDACTED:"))) text.append(...tokenSpans(piece, entries));
       else if (piece) text.append(...marked(piece));
+      showHeld(text, held);
       if (near) conversation.scrollTop = conversation.scrollHeight;
     }
   } catch (error) {
@@ -157,6 +162,7 @@ async function answer() {
     else bubble("error", error.message);
   } finally {
     text.classList.remove("waiting");
+    showHeld(text, 0);
     busy(false);
     running = null;
   }
