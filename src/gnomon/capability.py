@@ -72,6 +72,7 @@ class Capability:
     prompt_stage: `build(options, context)` -> PromptStage or None. stream_order: stream stages act by it, then by name.
     prompt_ids: `trim(options, ids, context)` -> the ids of a raw prompt to begin with; `healed` in the context's memory
     is text that is generated again and not reported.
+    prepare: `prepare(options)` is called when a model is loaded with these options: what cannot work is refused then.
     merge: `merge(operator's options, request's options)` -> options: for what a request may add to but never replace.
     """
 
@@ -92,6 +93,7 @@ class Capability:
     prompt_stage: str | None = None
     prompt_ids: str | None = None
     stream_order: int = 0
+    prepare: str | None = None
     merge: str | None = None
     flags: tuple[Flag, ...] = ()
 

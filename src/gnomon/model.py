@@ -101,7 +101,7 @@ class Model:
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self.registry.parse({}, Origin.RECIPE, self.defaults)  # a wrong default is an error at load, not at first use
+        self.registry.prepare(self.defaults)
         if (given := self.defaults.get("patches")) and self._patches is not None:
             self.defaults["patches"] = self._patches.preload([given] if isinstance(given, str) else given)
 

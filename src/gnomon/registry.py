@@ -87,6 +87,12 @@ class Registry:
         self._refuse_conflicts([name for name in parsed if not self.capabilities[name].inline])
         return parsed
 
+    def prepare(self, defaults: Mapping[str, Any]) -> None:
+        """An operator's defaults at load: a wrong one is an error now, not at first use. Raises what `parse` does."""
+        for name, options in self.parse({}, Origin.RECIPE, defaults).items():
+            if prepare := self.capabilities[name].prepare:
+                load_attribute(prepare)(options)
+
     def _merge_requested(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Where a capability says how, a request's block is merged into the operator's in place of replacing it."""
         merged = dict(given)

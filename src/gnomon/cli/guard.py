@@ -6,6 +6,7 @@ import csv
 import json as json_module
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def explain(file: str = FILE, policy: str = POLICY, direction: str = DIRECTION, 
         print_json(rows)
         return
     shown = [
-        (f"{r['line']}:{r['column']}", r["rule"], r["action"], r["score"], r["note"] or r["pattern"][:70]) for r in rows
+        (f"{r['line']}:{r['column']}", r["rule"], r["action"], r["score"], r.get("note") or r["pattern"][:70])
+        for r in rows
     ]
     print_table(("PLACE", "RULE", "ACTION", "SCORE", "BECAUSE"), shown)
 
@@ -155,6 +157,20 @@ def _run_cases(guard: Guard, path: Path, json: bool) -> None:
         raise GnomonError(f"{wrong} of {len(rows)} cases are not as {path} says.")
 
 
+def _texts(file: str) -> Iterator[str]:
+    """The texts of JSON lines. Raises UsageError with the line that has none."""
+    for number, line in enumerate(Path(file).read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json_module.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise UsageError(f"{file}, line {number}: no JSON object with a `text`.")
+        yield text
+
+
 @app.command()
 def replay(
     file: str = typer.Argument("", help="JSON lines with `text`; without it the texts of the ledger."),
@@ -165,7 +181,7 @@ def replay(
     """What a policy would have done with past texts: findings by rule, and per megabyte. Changes nothing."""
     guard, texts = _guard(policy), []
     if file:
-        texts = [str(json_module.loads(line)["text"]) for line in Path(file).read_text("utf-8").splitlines() if line]
+        texts = list(_texts(file))
     else:
         from gnomon.ledger import Ledger
 

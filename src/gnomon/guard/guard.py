@@ -23,7 +23,7 @@ from gnomon.guard.lane import Lane, Plan
 from gnomon.guard.lookout import Lookout
 from gnomon.guard.policy import DEFAULT, Check, GuardOptions
 from gnomon.guard.reports import Bound
-from gnomon.guard.rules import Rule, make_rule, pack, pack_names, read_rules, word_rule
+from gnomon.guard.rules import KINDS, Rule, make_rule, pack, pack_names, read_rules, word_rule
 from gnomon.guard.scanning import get, names
 from gnomon.guard.session import Session
 from gnomon.guard.step import verdict_of
@@ -33,7 +33,6 @@ from gnomon.registry import option_error
 
 Direction = Literal["input", "output"]
 VERSION = 2
-RULE_KINDS = ("words", "regex", "rules")
 RISK = {"block": 1.0, "redact": 1.0, "replace": 1.0, "vault": 1.0, "flag": 0.5}
 
 
@@ -198,7 +197,7 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
     of_view: dict[str, list[int]] = {}
     for check in checks:
         _known_use(check.use)
-    scanners = [check for check in checks if check.use not in RULE_KINDS and check.use not in pack_names()]
+    scanners = [check for check in checks if check.use not in KINDS and check.use not in pack_names()]
     for check in checks:
         for rule in [] if check in scanners else rules_of(check, folder):
             number = len(one.rules)
@@ -234,8 +233,8 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
 
 def _known_use(use: str) -> None:
     """Raises ConfigError naming what exists."""
-    if use not in RULE_KINDS and use not in pack_names() and use not in names():
-        kinds = [*RULE_KINDS, *pack_names(), *names()]
+    if use not in KINDS and use not in pack_names() and use not in names():
+        kinds = [*KINDS, *pack_names(), *names()]
         raise ConfigError(f"No check `{use}`.", hint=f"There is: {', '.join(kinds)}.", param="use")
 
 
@@ -245,6 +244,7 @@ def _watch(check: Check, options: GuardOptions, bounds: list[Bound]) -> Watch:
         raise ConfigError(f"The scanner `{check.use}` judges whole passages: it can `block` or `flag`.", param="action")
     action = "flag" if check.action == "flag" or options.shadow else "block"
     scanner = get(check.use, threshold=check.threshold, **check.options)
+    scanner.prepare()
     fail = check.fail or options.default.fail
     name = check.name or check.use
     bounds.append(Bound(name, action, ""))

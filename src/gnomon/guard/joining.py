@@ -10,6 +10,7 @@ GUARD = Capability(
     logits_stage="gnomon.guard.stage:build_detour",
     stream_stage="gnomon.guard.stage:build_answer",
     stream_order=100,
+    prepare="gnomon.guard.stage:prepare",
     merge="gnomon.guard.policy:merged",
     commands="gnomon.cli.guard:app",
     routes="gnomon.serve.guard:router",

@@ -19,6 +19,8 @@ from gnomon.guard import charset as cs
 from gnomon.guard.checks import make_check
 from gnomon.guard.regex import Cat, Chars, Group, Look, Node, PatternError, first_chars, literal, parse, widths
 
+KINDS = ("words", "regex", "rules")
+"""Checks by rules that are given with them; beside these there are the packs."""
 PACKS = Path(__file__).parent / "packs"
 Checked = Callable[[str], bool]
 RULE_KEYS = ("id", "regex", "words", "help", "entropy", "digits", "check", "stopwords", "example", "entity", "match")

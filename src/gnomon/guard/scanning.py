@@ -4,8 +4,9 @@
     def shouting(text: str, *, prompt: str = "") -> Judgement:
         return Judgement(sum(c.isupper() for c in text) / max(len(text), 1))
 
-`get("shouting").scan(text)` gives (sanitized text, valid, risk), as llm-guard's scanners do. What has not been measured
-on labelled data is marked `unvalidated`. Third parties register under the entry-point group `gnomon.scanners`.
+`get("shouting").scan(text)` gives (sanitized text, valid, risk), as llm-guard's scanners do. What has been measured on
+labelled data says so with its figures (`measured`), all else that is not exact is `unvalidated`. Third parties register
+under the entry-point group `gnomon.scanners`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import Any, Literal
 
 from gnomon.errors import ConfigError
 from gnomon.registry import nearest
 
 GROUP = "gnomon.scanners"
-State = Literal["exact", "unvalidated"]
+State = Literal["exact", "measured", "unvalidated"]
 Judge = Callable[..., "Judgement"]
 
 
@@ -39,6 +41,8 @@ class Judgement:
 class Scanner:
     """A judge with its settings. A text is invalid from `threshold` on.
 
+    needs: `needs(**options)` is called when a policy is compiled: it fetches and loads what the judge needs, in
+    no text's time, and raises what is wrong with the options.
     opens: for one text, `opens(**options)` gives a judge that is always called with the whole text so far, and so may
     remember what it has read; what it says depends on that text alone.
     """
@@ -51,6 +55,12 @@ class Scanner:
     state: State = "unvalidated"
     options: Mapping[str, Any] = field(default_factory=dict)
     opens: Callable[..., Callable[[str, str], Judgement]] | None = None
+    needs: Callable[..., Any] | None = None
+
+    def prepare(self) -> None:
+        """All is there that the judge needs, or an error says what is not."""
+        if self.needs is not None:
+            self.needs(**self.options)
 
     def opened(self) -> Callable[[str, str], Judgement]:
         """The judge of one text."""
@@ -88,11 +98,12 @@ def scanner(
     threshold: float = 0.5,
     state: State = "unvalidated",
     opens: Callable[..., Callable[[str, str], Judgement]] | None = None,
+    needs: Callable[..., Any] | None = None,
 ) -> Callable[[Judge], Judge]:
-    """Register a judge under a name. It is called as judge(text, prompt=..., **options)."""
+    """Register a judge under a name. It is called as judge(text, prompt=..., **options); see Scanner."""
 
     def register(judge: Judge) -> Judge:
-        _known[name] = Scanner(name, judge, about, directions, threshold, state, opens=opens)
+        _known[name] = Scanner(name, judge, about, directions, threshold, state, opens=opens, needs=needs)
         return judge
 
     return register
@@ -113,16 +124,25 @@ def names() -> list[str]:
     return sorted(_known)
 
 
-def get(name: str, *, threshold: float | None = None, **options: Any) -> Scanner:
-    """A scanner by name with its settings; a rule pack is one too. Raises ConfigError naming the nearest."""
-    from gnomon.guard.rules import pack_names
+def get(name: str, /, *, threshold: float | None = None, **options: Any) -> Scanner:
+    """A scanner by name with its settings; packs of rules, `words`, `regex` and `rules` are scanners too.
+
+    Raises ConfigError naming the nearest scanner or option.
+    """
+    from gnomon.guard.rules import KINDS, pack_names
 
     _load()
-    if name in pack_names():
+    if name in (*pack_names(), *KINDS):
         return Scanner(name, _by_rules(name, options), "Rules.", threshold=0.5, state="exact")
     if name not in _known:
-        raise ConfigError(f"No scanner `{name}`.", hint=nearest(name, _known), param="use")
+        raise ConfigError(f"No scanner `{name}`.", hint=nearest(name, [*_known, *pack_names(), *KINDS]), param="use")
     found = _known[name]
+    known = signature(found.opens or found.judge).parameters.values()
+    takes = [one.name for one in known if one.kind is one.KEYWORD_ONLY and one.name != "prompt"]
+    for option in options:
+        if option not in takes and all(one.kind is not one.VAR_KEYWORD for one in known):
+            hint = nearest(option, takes) if takes else "It has none."
+            raise ConfigError(f"The scanner `{name}` has no option `{option}`.", hint=hint, param=f"options.{option}")
     return replace(found, options=options, threshold=found.threshold if threshold is None else threshold)
 
 

@@ -174,6 +174,11 @@ class AnswerGuard:
         return step._replace(text=step.text[drop:]) if drop else step
 
 
+def prepare(options: GuardOptions) -> None:
+    """Compile an operator's policy, and load what its scanners need, before any request comes."""
+    Guard.of(options)
+
+
 def build_detour(options: GuardOptions, context: StageContext) -> Detour | None:
     if options.on_block.rollback is None or not Guard.of(options).has_output:
         return None

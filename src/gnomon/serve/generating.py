@@ -20,6 +20,7 @@ from gnomon.model import Model
 from gnomon.prompts import Admitted, Messages, Prompt
 from gnomon.serve.protocol import split_options
 from gnomon.serve.state import ServerState
+from gnomon.serve.waiting import beside
 from gnomon.submission import Submission, join
 
 
@@ -55,7 +56,7 @@ class Generating:
         def admit() -> list[Admitted]:
             return [model.admit(one, options, origin=Origin.REQUEST, variables=variables) for one in prompts]
 
-        admitted = await asyncio.to_thread(admit)
+        admitted = await beside(admit)
         state.check_admission(model, choices * len(prompts), [len(one.ids) for one in admitted])
 
         def submit() -> list[Submission]:

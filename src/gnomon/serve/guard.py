@@ -28,6 +28,7 @@ from gnomon.registry import Registry
 from gnomon.serve.body import read_json, schema
 from gnomon.serve.protocol import parse
 from gnomon.serve.state import state_of
+from gnomon.serve.waiting import beside
 
 router = APIRouter()
 FLAGGED = 0.5
@@ -140,8 +141,8 @@ _default_guard: Guard | None = None
 async def moderations(request: Request) -> Response:
     """OpenAI's moderation shape. The categories come from word lists that were not measured; `guard` from the rules."""
     body = parse(ModerationBody, await read_json(request))
-    guard = _guard(request, None)
-    results = [await asyncio.to_thread(_moderated, guard, text) for text in _texts(body.input)]
+    guard = await beside(_guard, request, None)
+    results = [await beside(_moderated, guard, text) for text in _texts(body.input)]
     answer = {"id": f"modr-{secrets.token_hex(12)}", "model": body.model or "gnomon-guard", "results": results}
     return JSONResponse(answer)
 
@@ -178,8 +179,8 @@ def _moderated(guard: Guard, text: str) -> dict[str, Any]:
 async def scan(request: Request) -> Response:
     """A whole text under the server's guard, with what the request adds."""
     body = parse(ScanBody, await read_json(request))
-    guard = _guard(request, body.guard)
-    result = await asyncio.to_thread(guard.scan, body.text, body.direction)  # type: ignore[arg-type]
+    guard = await beside(_guard, request, body.guard)
+    result = await beside(guard.scan, body.text, body.direction)
     findings = [finding.as_dict() for finding in result.findings]
     return JSONResponse(
         {
@@ -225,7 +226,7 @@ async def stream(request: Request) -> Response:
 async def _fragment(request: Request, id: str, body: FragmentBody) -> dict[str, Any]:
     key = (_caller(request), id)
     sessions = _sessions(request)
-    guard = _guard(request, body.guard)
+    guard = await beside(_guard, request, body.guard)
     kept = sessions.get(key, lambda: guard.session(body.direction))  # type: ignore[arg-type]
     async with kept.lock:
         if body.seq is not None and body.seq <= kept.seq:
@@ -234,9 +235,9 @@ async def _fragment(request: Request, id: str, body: FragmentBody) -> dict[str, 
             raise UsageError(f"Fragment {body.seq} comes after {kept.seq}.", param="seq")
         if body.seq is not None and body.seq != kept.seq + 1:
             raise UsageError(f"Fragment {kept.seq + 1} is missing.", param="seq")
-        text = await asyncio.to_thread(kept.session.push, body.content)
+        text = await beside(kept.session.push, body.content)
         if body.done:
-            text += await asyncio.to_thread(kept.session.finish)
+            text += await beside(kept.session.finish)
             sessions.kept.pop(key, None)
         kept.seq = kept.seq if body.seq is None else body.seq
         kept.answer = _answer(id, kept.session, text, body.done)

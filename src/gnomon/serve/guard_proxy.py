@@ -1,8 +1,8 @@
 """A proxy that guards any OpenAI-compatible server: requests in, the upstream's answers out, checked on the way.
 
-One guard session for each text of each choice: content, reasoning, refusal, arguments of each tool call. Fields of a
-delta that are not known are not passed on, and log-probabilities never are: they spell the text. When every choice is
-blocked the upstream connection is closed. Knows nothing of models.
+One guard session for each text of each choice: content, reasoning, refusal, arguments of each tool call. Fields that
+are not known are not passed on, and log-probabilities never are: they spell the text. When every choice is blocked the
+upstream connection is closed. Scanners never hold up other streams. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from gnomon.guard.session import Session
 from gnomon.guard.vault import Restorer, Vault
 from gnomon.serve import errors
 from gnomon.serve.body import read_json
+from gnomon.serve.waiting import beside
 
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+TOP = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
 PATHS = ("chat/completions", "completions")
 
 
@@ -90,7 +92,7 @@ def create_proxy(upstream: str, guard: Guard, *, client: httpx.AsyncClient | Non
             return errors.response(f"The proxy guards {', '.join(PATHS)}; not {path}.", 404)
         body = await read_json(request)
         vault = Vault()
-        prompt = _check_prompt(body, guard, vault)
+        prompt = await beside(_check_prompt, body, guard, vault)
         body.pop("logprobs", None)
         body.pop("top_logprobs", None)
         url = f"{base}/v1/{path}"
@@ -99,7 +101,7 @@ def create_proxy(upstream: str, guard: Guard, *, client: httpx.AsyncClient | Non
         reply = await _send(http.post(url, json=body, headers=_headers(request)))
         if reply.status_code != 200:
             return Response(reply.content, reply.status_code, media_type=reply.headers.get("content-type"))
-        return JSONResponse(_whole(reply.json(), guard, vault, prompt))
+        return JSONResponse(await beside(_whole, reply.json(), guard, vault, prompt))
 
     return app
 
@@ -147,29 +149,53 @@ def _check_prompt(body: Any, guard: Guard, vault: Vault) -> str:
 
 
 def _whole(answer: dict[str, Any], guard: Guard, vault: Vault, prompt: str) -> dict[str, Any]:
+    choices = []
     for choice in answer.get("choices", []):
         guarded = GuardedChoice(guard, vault, prompt)
-        holder = choice.get("message", choice)
-        choice["logprobs"] = None
-        for place, text in list(_texts(holder)):
-            out = guarded.through(place, text)
-            _put(holder, place, out)
+        chat = "message" in choice
+        given = choice["message"] if chat else choice
+        holder = _frame(given)
+        for place, text in _texts(given):
+            _put(holder, place, guarded.through(place, text))
         for place, text in guarded.rest().items():
             _put(holder, place, (_get(holder, place) or "") + text)
-        if guarded.blocked:
-            choice["finish_reason"] = "content_filter"
+        reason = "content_filter" if guarded.blocked else choice.get("finish_reason")
+        one = {"index": choice.get("index", 0), "finish_reason": reason, "logprobs": None}
+        one |= {"message": holder} if chat else {"text": holder.get("text", "")}
         if found := guarded.findings():
-            choice["guard"] = {"findings": found}
-    return answer
+            one["guard"] = {"findings": found}
+        choices.append(one)
+    return _known(answer, choices)
+
+
+def _known(event: Mapping[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: event[name] for name in TOP if name in event} | {"choices": choices}
+
+
+def _frame(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A message or delta without its texts, and without what is not known."""
+    frame: dict[str, Any] = {name: None for name in TEXTS if name in given and given[name] is None}
+    if given.get("role"):
+        frame["role"] = given["role"]
+    if given.get("tool_calls"):
+        frame["tool_calls"] = [_call(call) for call in given["tool_calls"]]
+    return frame
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments are yet to come."""
+    name = (call.get("function") or {}).get("name")
+    function = {"arguments": ""} if name is None else {"name": name, "arguments": ""}
+    return {key: call[key] for key in ("index", "id", "type") if key in call} | {"function": function}
 
 
 def _texts(holder: Mapping[str, Any]) -> list[tuple[tuple[str, int], str]]:
-    """Every text of a message, delta or completion choice, with its place."""
+    """Every text of a message, delta or completion choice, with its place. A call without a number has its position."""
     found = [((name, 0), holder[name]) for name in (*TEXTS, "text") if isinstance(holder.get(name), str)]
-    for call in holder.get("tool_calls") or []:
+    for position, call in enumerate(holder.get("tool_calls") or []):
         arguments = (call.get("function") or {}).get("arguments")
         if isinstance(arguments, str):
-            found.append((("tool_calls", call.get("index", 0)), arguments))
+            found.append((("tool_calls", call.get("index", position)), arguments))
     return found
 
 
@@ -182,8 +208,8 @@ def _put(holder: dict[str, Any], place: tuple[str, int], text: str) -> None:
     if name != "tool_calls":
         holder[name] = text
         return
-    for call in holder.get("tool_calls") or []:
-        if call.get("index", 0) == number:
+    for position, call in enumerate(holder.get("tool_calls") or []):
+        if call.get("index", position) == number:
             call["function"]["arguments"] = text
             return
     holder.setdefault("tool_calls", []).append({"index": number, "function": {"arguments": text}})
@@ -204,13 +230,15 @@ async def _streamed(
         wanted = int(body.get("n") or 1)
         try:
             async for line in reply.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
+                data = line.removeprefix("data:").strip()
+                if data == line.strip() or data == "[DONE]":
                     continue
-                event = json.loads(line[6:])
+                event = json.loads(data)
                 if "error" in event:
                     yield _event({"error": {"message": "The upstream server failed.", "type": "server_error"}})
                     break
-                if (shown := _guarded(event, choices, ended, guard, vault, prompt)) is not None:
+                shown = await beside(_guarded, event, choices, ended, guard, vault, prompt)
+                if shown is not None:
                     yield _event(shown)
                 if len(ended) >= wanted and all(one.blocked for one in choices.values()):
                     break  # nothing more may be shown: the upstream need not go on
@@ -244,11 +272,7 @@ def _guarded(
         guarded = choices.setdefault(index, GuardedChoice(guard, vault, prompt))
         chat = "delta" in choice
         given = choice["delta"] if chat else choice
-        holder: dict[str, Any] = {"role": given["role"]} if chat and given.get("role") else {}
-        if chat and given.get("tool_calls"):
-            holder["tool_calls"] = [
-                {**call, "function": {**(call.get("function") or {}), "arguments": ""}} for call in given["tool_calls"]
-            ]
+        holder = _frame(given) if chat else {}
         for place, text in _texts(given):
             _put(holder, place, guarded.through(place, text))
         reason = choice.get("finish_reason")
@@ -264,4 +288,4 @@ def _guarded(
         shown.append(one)
     if not shown and event.get("choices"):
         return None
-    return {**event, "choices": shown}
+    return _known(event, shown)

@@ -37,6 +37,11 @@ def reading(*, heads: str = "", model: str = "", strict: bool = True) -> Reading
         return Reading(found, _model(model or found.model), strict=strict)
 
 
-@scanner("coprocessor", about="Each token's risk by a small model with two `heads` (experimental).", opens=reading)
+@scanner(
+    "coprocessor",
+    about="Each token's risk by a small model with two `heads` (experimental).",
+    opens=reading,
+    needs=reading,
+)
 def coprocessor(text: str, *, prompt: str = "", **options: Any) -> Judgement:
     return reading(**options)(text, prompt)

@@ -17,13 +17,22 @@ from gnomon.guard.scanning import Judgement, scanner
 SHIPPED = Path(__file__).parents[1] / "heads" / "injection.safetensors"
 
 
-@scanner("injection", about="Prompt injection by a linear `head` on sentence vectors (measured: see the page).")
+def loaded(*, head: str = "", positive: str = "1") -> None:
+    """The head and its encoder. Raises ConfigError for a head that cannot be read or has no such label."""
+    _scores("a", _head(head or str(SHIPPED)), positive)
+
+
+def _scores(text: str, head: Head, positive: str) -> float:
+    if positive not in head.labels:
+        raise ConfigError(f"The head has no label `{positive}`.", hint=f"It has: {', '.join(head.labels)}.")
+    return float(head.scores(vectors([text], head.model))[0][head.labels.index(positive)])
+
+
+@scanner(
+    "injection", about="Prompt injection by a linear `head` on sentence vectors (measured: see the page).", needs=loaded
+)
 def injection(text: str, *, prompt: str = "", head: str = "", positive: str = "1") -> Judgement:
-    chosen = _head(head or str(SHIPPED))
-    if positive not in chosen.labels:
-        raise ConfigError(f"The head has no label `{positive}`.", hint=f"It has: {', '.join(chosen.labels)}.")
-    scores = chosen.scores(vectors([text], chosen.model))[0]
-    return Judgement(float(scores[chosen.labels.index(positive)]))
+    return Judgement(_scores(text, _head(head or str(SHIPPED)), positive))
 
 
 @cache

@@ -18,10 +18,24 @@ OVERRIDES = re.compile(
 ODD = re.compile(r"[^\w\s,.;:!?'\"()-]|[a-z][A-Z]|\w[!?;:({\[\\/]+\w|(?:^|\s)[^\w\s]{2,}")
 
 
+@cache
+def _model(reference: str) -> Any:
+    from gnomon.loading import load
+
+    return load(reference)
+
+
+def opened(*, model: str = "", **others: Any) -> None:
+    """The model whose perplexity is asked, if there is one."""
+    if model:
+        _model(model)
+
+
 @scanner(
     "jailbreak",
     about="Optimised suffixes and role-play overrides (shapes; `model`: perplexity).",
     directions=("input",),
+    needs=opened,
 )
 def jailbreak(text: str, *, prompt: str = "", model: str = "", perplexity: float = 2000.0) -> Judgement:
     overrides = len(OVERRIDES.findall(text))
@@ -32,10 +46,3 @@ def jailbreak(text: str, *, prompt: str = "", model: str = "", perplexity: float
         value = _model(model).score(" ".join(text.split()[:-20]) or "\n", " " + " ".join(tail)).perplexity
         score = max(score, min(1.0, 0.5 * value / perplexity))
     return Judgement(score)
-
-
-@cache
-def _model(reference: str) -> Any:
-    from gnomon.loading import load
-
-    return load(reference)

@@ -34,7 +34,17 @@ def named(text: str, entities: Sequence[str] = ("PERSON",)) -> list[tuple[int, i
     return [(one.start_char, one.end_char, one.label_) for one in found if one.label_ in entities]
 
 
-@scanner("names", about="Names of people (`entities`: PERSON, GPE, ORG) by spaCy (extra `names`).")
+def pipeline(**others: Any) -> None:
+    """spaCy and its small English pipeline, loaded."""
+    with _lock:
+        _pipeline()
+
+
+@scanner(
+    "names",
+    about="Names of people (`entities`: PERSON, GPE, ORG) by spaCy (extra `names`).",
+    needs=pipeline,
+)
 def names(text: str, *, prompt: str = "", entities: Sequence[str] = ("PERSON",)) -> Judgement:
     found = named(text, entities)
     clean, at = "", 0

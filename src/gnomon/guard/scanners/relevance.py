@@ -1,10 +1,16 @@
 """Relevance: the answer has nothing to do with the prompt, by sentence vectors. Not measured."""
 
-from gnomon.guard.scanners.embedding import vectors
+from gnomon.guard.scanners.embedding import encoder, vectors
 from gnomon.guard.scanning import Judgement, scanner
 
 
-@scanner("relevance", about="Not about what was asked (sentence vectors).", directions=("output",), threshold=0.8)
+@scanner(
+    "relevance",
+    about="Not about what was asked (sentence vectors).",
+    directions=("output",),
+    threshold=0.8,
+    needs=encoder,
+)
 def relevance(text: str, *, prompt: str = "") -> Judgement:
     if not prompt.strip():
         return Judgement(0.0)

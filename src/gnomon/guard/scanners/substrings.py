@@ -31,7 +31,25 @@ def _judged(text: str, checks: list[dict[str, Any]], needed: int, redact: bool) 
     return Judgement(float(certain), f"{len(found)} of {len(checks)}", result.text if certain and redact else None)
 
 
-@scanner("ban_substrings", about="Any (or all) of `substrings`; `views` see through disguises.", state="exact")
+def _given(name: str, values: Sequence[str]) -> None:
+    if not values:
+        raise ConfigError(f"`ban_{name}` needs `{name}`.", param=f"options.{name}")
+
+
+def given_substrings(*, substrings: Sequence[str] = (), **others: Any) -> None:
+    _given("substrings", substrings)
+
+
+def given_competitors(*, competitors: Sequence[str] = (), **others: Any) -> None:
+    _given("competitors", competitors)
+
+
+@scanner(
+    "ban_substrings",
+    about="Any (or all) of `substrings`; `views` see through disguises.",
+    state="exact",
+    needs=given_substrings,
+)
 def ban_substrings(
     text: str,
     *,
@@ -42,8 +60,7 @@ def ban_substrings(
     redact: bool = False,
     views: Sequence[str] = ("raw",),
 ) -> Judgement:
-    if not substrings:
-        raise ConfigError("`ban_substrings` needs `substrings`.", param="options.substrings")
+    _given("substrings", substrings)
     checks = [
         {"use": "words", "name": f"s{place}", "words": [word], "match": match, "views": list(views)}
         | {"action": "replace", "replacement": "[REDACTED]"}
@@ -52,10 +69,14 @@ def ban_substrings(
     return _judged(text, checks, len(substrings) if contains_all else 1, redact)
 
 
-@scanner("ban_competitors", about="Names of `competitors`, with or without their legal form.", state="exact")
+@scanner(
+    "ban_competitors",
+    about="Names of `competitors`, with or without their legal form.",
+    state="exact",
+    needs=given_competitors,
+)
 def ban_competitors(text: str, *, prompt: str = "", competitors: Sequence[str] = (), redact: bool = False) -> Judgement:
-    if not competitors:
-        raise ConfigError("`ban_competitors` needs `competitors`.", param="options.competitors")
+    _given("competitors", competitors)
     checks = [
         {"use": "regex", "name": f"c{place}", "regex": rf"(?i)\b{re.escape(name)}\b{FORMS}"}
         | {"action": "replace", "replacement": "[REDACTED]"}

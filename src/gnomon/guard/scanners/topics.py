@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from gnomon.guard.scanners.embedding import vectors
+from gnomon.guard.scanners.embedding import encoder, vectors
 from gnomon.guard.scanning import Judgement, scanner
 
 
-@scanner("ban_topics", about="About one of `topics` (sentence vectors).", threshold=0.4)
+@scanner("ban_topics", about="About one of `topics` (sentence vectors).", threshold=0.4, needs=encoder)
 def ban_topics(text: str, *, prompt: str = "", topics: Sequence[str] = ("violence", "weapons", "drugs")) -> Judgement:
     found = vectors([text, *(f"This text is about {topic}." for topic in topics)])
     near = found[1:] @ found[0]
