@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -226,3 +227,76 @@ def test_a_hundred_streams_with_crashes_timeouts_and_disconnects_leak_nothing_an
             assert reason == "content_filter" and "Number" not in shown
     while said.worker.stats().running or said.worker.stats().waiting:  # those that left are cancelled shortly
         time.sleep(0.05)
+
+
+def test_the_proxy_passes_on_nothing_of_a_whole_answer_that_it_does_not_know() -> None:
+    """Two calls without an index are two texts; what servers add beside the text may spell it."""
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        calls = [
+            {"id": f"t{n}", "type": "function", "function": {"name": "f", "arguments": f"{n} {KEY}"}} for n in "ab"
+        ]
+        message = {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_details": [{"text": KEY}]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls", "debug": KEY}
+        other = {"index": 1, "message": {"role": "assistant", "content": [{"type": "text", "text": KEY}]}}
+        return httpx.Response(
+            200, json={"id": "i", "object": "chat.completion", "choices": [choice, other], "raw": KEY}
+        )
+
+    from fastapi.testclient import TestClient
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(upstream))
+    with TestClient(create_proxy("http://upstream", Guard(), client=client)) as proxy:
+        reply = proxy.post("/v1/chat/completions", json={"model": "m", "messages": []})
+    assert not leaks(reply.text) and set(reply.json()) == {"id", "object", "choices"}
+    message = reply.json()["choices"][0]["message"]
+    assert message["content"] is None and [call["id"] for call in message["tool_calls"]] == ["ta", "tb"]
+    arguments = [call["function"]["arguments"] for call in message["tool_calls"]]
+    assert arguments == ["a [REDACTED:github-token]", "b [REDACTED:github-token]"]
+
+
+def test_a_scanner_that_hangs_holds_up_no_other_stream_of_the_proxy() -> None:
+    """More streams hang than a server has threads of its own."""
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        text = json.loads(request.content)["messages"][0]["content"]
+        event = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
+        return httpx.Response(
+            200, content=f"data:{json.dumps(event)}\n\ndata: [DONE]\n\n", headers={"content-type": "text/event-stream"}
+        )
+
+    hung, release = threading.Semaphore(0), threading.Event()
+
+    @scanner("t_hung", about="Hangs.")
+    def hang(text: str, *, prompt: str = "") -> Judgement:
+        if "hang" in text:
+            hung.release()
+            release.wait(60)
+        return Judgement(0.0)
+
+    try:
+        check = {"use": "t_hung", "action": "block", "timeout_ms": 60_000}
+        client = httpx.AsyncClient(transport=httpx.MockTransport(upstream))
+        app = create_proxy("http://upstream", Guard({"output": [check]}), client=client)
+        said: dict[int, str] = {}
+
+        async def many() -> None:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as user:
+
+                async def ask(number: int, text: str) -> None:
+                    body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": True}
+                    said[number] = (await user.post("/v1/chat/completions", json=body)).text
+
+                hanging = [asyncio.create_task(ask(number, "They hang. ")) for number in range(24)]
+                for _ in hanging:
+                    await asyncio.to_thread(hung.acquire, timeout=30)
+                await ask(99, "All is well. ")
+                assert "All is well." in said[99] and len(said) == 1
+                release.set()
+                await asyncio.gather(*hanging)
+
+        asyncio.run(many())
+        assert all("They hang." in said[number] for number in range(24))
+    finally:
+        release.set()
+        del registry._known["t_hung"]
