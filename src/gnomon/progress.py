@@ -30,6 +30,10 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    return _quiet
+
+
 @contextmanager
 def progress(title: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
     """A bar for the block. unit "B" shows bytes and speed; anything else counts."""

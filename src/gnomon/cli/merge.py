@@ -10,14 +10,31 @@ from typer.core import TyperGroup
 
 from gnomon.cli import merge_making
 from gnomon.cli.common import human_bytes, print_json, print_table
-from gnomon.cli.merge_options import COMPAT, FILE, JSON, MEMORY, NONFINITE, SEED, SHARD, THREADS, TRUNCATE, warn
+from gnomon.cli.merge_options import (
+    COMPAT,
+    FILE,
+    JSON,
+    MEMORY,
+    NONFINITE,
+    SEED,
+    SHARD,
+    THREADS,
+    TRUNCATE,
+    told_to_go_on,
+    warn,
+)
+from gnomon.cli.mergekit_flags import TakesMergekitFlags
+
+MERGEKIT = (
+    "mergekit-yaml's other flags (--lazy-unpickle, --allow-crimes, --cuda, ...) are taken, and told to change nothing."
+)
 
 
 class RunByDefault(TyperGroup):
     """`gnomon merge FILE OUT` is `gnomon merge run FILE OUT`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands:
+        if args and args[0] not in self.commands and (Path(args[0]).suffix or Path(args[0]).exists()):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
@@ -43,7 +60,7 @@ def _open(file: Path, **run: Any) -> Any:
     return open_merge(file, MergeRun(**run))
 
 
-@app.command()
+@app.command(cls=TakesMergekitFlags, epilog=MERGEKIT)
 def run(
     file: Path = FILE,
     out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make."),
@@ -75,14 +92,15 @@ def run(
     )
     warn(merged.plan.warnings)
     warn(strangers(merged))
-    written = write(
-        merged,
-        out,
-        max_memory=max_memory,
-        shard_bytes=out_shard_size,
-        overwrite=overwrite,
-        copy_tokenizer=copy_tokenizer,
-    )
+    with told_to_go_on(out):
+        written = write(
+            merged,
+            out,
+            max_memory=max_memory,
+            shard_bytes=out_shard_size,
+            overwrite=overwrite,
+            copy_tokenizer=copy_tokenizer,
+        )
     if json:
         print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
         return
@@ -265,6 +283,7 @@ def raw(
     seed: int = SEED,
     compat: bool = COMPAT,
     threads: int = THREADS,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT when it is something else."),
 ) -> None:
     """Merge bare tensor files (.safetensors, .bin, .pt) into one safetensors file."""
     from gnomon.merge.build import MergeRun
@@ -272,7 +291,7 @@ def raw(
 
     merged = merge_raw(file, MergeRun(seed=seed, compat=compat, threads=threads))
     warn(merged.plan.warnings)
-    print(f"{write_raw(merged, out)}: {len(merged)} tensors, identity {merged.identity}")
+    print(f"{write_raw(merged, out, overwrite=overwrite)}: {len(merged)} tensors, identity {merged.identity}")
 
 
 app.add_typer(merge_making.app)

@@ -7,12 +7,13 @@ from pathlib import Path
 import typer
 
 from gnomon.cli.common import human_bytes, print_json, print_table
-from gnomon.cli.merge_options import COMPAT, FILE, JSON, MEMORY, SEED, SHARD, THREADS, warn
+from gnomon.cli.merge_options import COMPAT, FILE, JSON, MEMORY, SEED, SHARD, THREADS, told_to_go_on, warn
+from gnomon.cli.mergekit_flags import TakesMergekitFlags
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=TakesMergekitFlags)
 def multi(
     file: Path = FILE,
     out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make of the last document."),
@@ -35,7 +36,7 @@ def multi(
         print(f"{name}: {written.path}, {written.tensors} tensors, {human_bytes(written.bytes)}")
 
 
-@app.command()
+@app.command(cls=TakesMergekitFlags)
 def moe(
     file: Path = typer.Argument(..., metavar="FILE", help="base_model and experts, in mergekit-moe's format."),
     out: Path = typer.Argument(..., metavar="OUT", help="The model directory to make."),
@@ -55,7 +56,8 @@ def moe(
 
     merged = open_moe(file, seed=seed, threads=threads)
     warn(merged.plan.warnings)
-    written = write(merged, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
+    with told_to_go_on(out):
+        written = write(merged, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
     if json:
         print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
         return
@@ -113,7 +115,8 @@ def transplant(
     from gnomon.merge.writer import write
 
     made = make(open_reference(model), open_reference(donor), atoms=atoms, method=method, threads=threads)
-    written = write(made, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
+    with told_to_go_on(out):
+        written = write(made, out, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite)
     if json:
         print_json({key: str(value) if key == "path" else value for key, value in vars(written).items()})
         return

@@ -31,7 +31,9 @@ def parse_bytes(value: int | str, name: str) -> int:
     if match is None or unit not in UNITS:
         raise UsageError(f"--{name.replace('_', '-')}: `{value}` is no size.", hint="Write 2GB, 500MB.", param=name)
     factor = 10**9 if unit == "b" and name == "out_shard_size" else UNITS[unit]
-    return int(float(match[1]) * factor)
+    if (size := int(float(match[1]) * factor)) < 1:
+        raise UsageError(f"--{name.replace('_', '-')} must be more than {value}.", param=name)
+    return size
 
 
 @dataclass(frozen=True)

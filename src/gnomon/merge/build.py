@@ -131,7 +131,7 @@ def open_document(
 def _ordered(documents: Sequence[Any], source: str) -> list[MergeOptions]:
     """Raises ConfigError where names are missing or doubled, or documents refer to each other in a circle."""
     if not documents:
-        raise ConfigError(f"{source} is empty.")
+        raise ConfigError(f"{source} is empty.", hint="A merge file begins with `merge_method:`.")
     parsed = [parse_config(document, source) for document in documents]
     if len(parsed) == 1:
         return parsed
@@ -224,7 +224,7 @@ def open_model(reference: str, folder: Path, source: str, bare: bool = False) ->
     near = folder / head
     if not near.exists() and not Path(head).exists() and "/" in head and ":" not in head:
         hub = head.count("/") == 1 and head[0] not in "./~"
-        hint = f"A model of the Hugging Face hub is written hf:{head}." if hub else None
+        hint = f"A model of the Hugging Face hub is written hf:{head}." if hub else _looked_in(folder, head)
         raise ConfigError(f"{source}: there is no model `{head}`.", hint=hint, param="model")
     if bare and not adapters:
         from gnomon.merge.headers import BareCheckpoint, is_bare
@@ -240,6 +240,13 @@ def open_model(reference: str, folder: Path, source: str, bare: bool = False) ->
     from gnomon.loading import open_reference
 
     return open_reference(str(place))
+
+
+def _looked_in(folder: Path, name: str) -> str:
+    if Path(name).expanduser().is_absolute():
+        return "The path is taken as it stands."
+    places = dict.fromkeys(str(place.resolve()) for place in (folder, Path()))
+    return f"Looked in {' and '.join(places)}."
 
 
 @contextmanager

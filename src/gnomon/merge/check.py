@@ -86,18 +86,23 @@ def check(config: Source, run: MergeRun | None = None) -> Checked:
 
 
 def strangers(merged: MergedCheckpoint) -> list[str]:
-    """A warning for each model that is hardly a fine-tune of the base; a glimpse that costs next to nothing."""
-    bases = {tensor.base.model for tensor in merged.plan.tensors if tensor.base is not None}
-    if len(bases) != 1:
+    """A warning for each model that is hardly a fine-tune of the base; a glimpse that costs next to nothing.
+
+    Without a base the first model of the document stands for it: what shares a base lies near that too.
+    """
+    together = [tensor for tensor in merged.plan.tensors if len(tensor.inputs) > 1]
+    bases = {tensor.base.model for tensor in together if tensor.base is not None}
+    if not together or len(bases) > 1:
         return []
-    reference = bases.pop()
-    base, found = merged.models[reference], list[str]()
-    tables = [name for name in base if len(base.info(name).shape) == 2]
-    for other in {s.model: None for tensor in merged.plan.tensors for s in tensor.sources if s.model != reference}:
-        names = [name for name in tables if name in merged.models[other]]
-        far = _glimpsed(merged.models[other], base, names[:: max(1, len(names) // GLIMPSED)])
+    reference = bases.pop() if bases else together[0].sources[0].model
+    first, found = merged.models[reference], list[str]()
+    tables = [name for name in first if len(first.info(name).shape) == 2]
+    for other in {s.model: None for tensor in together for s in tensor.sources if s.model != reference}:
+        model = merged.models[other]
+        names = [n for n in tables if n in model and model.info(n).shape == first.info(n).shape]
+        far = _glimpsed(model, first, names[:: max(1, len(names) // GLIMPSED)])
         if far > FAR:
-            found.append(_stranger(other, far))
+            found.append(_stranger(other, far) if together[0].base is not None else _apart(other, reference, far))
     return found
 
 
@@ -114,6 +119,10 @@ def _glimpsed(model: Checkpoint, base: Checkpoint, names: Sequence[str]) -> floa
 
 def _stranger(name: str, far: float) -> str:
     return f"{name} lies {far:.2f} of the base's norm away from it: hardly a fine-tune of this base."
+
+
+def _apart(name: str, first: str, far: float) -> str:
+    return f"{name} lies {far:.2f} of {first}'s norm away from it: the two hardly share a base."
 
 
 def _compare(

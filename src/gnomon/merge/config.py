@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gnomon.capability import OPERATOR_ONLY
-from gnomon.errors import ConfigError, UnknownOption
+from gnomon.errors import ConfigError, MergeError, UnknownOption
 from gnomon.merge.registry import find_method, suggest
 from gnomon.merge.settings import Setting
 from gnomon.registry import option_error
@@ -223,7 +223,18 @@ def read_documents(path: Path) -> list[Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_fault(error)}.") from None
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong, with line and column."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+
+
+_KINDS = {"str": "text", "list": "a list", "int": "a number", "float": "a number"}
 
 
 def parse_config(content: Any, source: str = "merge") -> MergeOptions:
@@ -231,9 +242,13 @@ def parse_config(content: Any, source: str = "merge") -> MergeOptions:
     if isinstance(content, MergeOptions):
         return content
     if not isinstance(content, dict):
-        raise ConfigError(f"{source}: a merge is a mapping of keys, not {type(content).__name__}.")
+        kind = _KINDS.get(type(content).__name__, type(content).__name__)
+        hint = "It begins with `merge_method:`."
+        raise ConfigError(f"{source}: a merge is a mapping of keys, not {kind}.", hint=hint)
     try:
         return MergeOptions.model_validate(content)
+    except MergeError as error:
+        raise MergeError(f"{source}: {error.message}", hint=error.hint, param=error.param) from None
     except ValidationError as error:
         first = option_error(error)
         if isinstance(first, UnknownOption):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gnomon.errors import ConfigError, MergeError
+from gnomon.errors import ConfigError, MergeError, UsageError
 from gnomon.merge.compat import WIDENED
 from gnomon.merge.config import Input as ModelEntry
 from gnomon.merge.config import MergeOptions, Slice, SliceSource
@@ -262,7 +262,7 @@ class Planner:
         has_base: bool,
     ) -> dict[str, Any]:
         where = f"{self.where}, tensor `{name}`"
-        self.method.check_inputs(len(sources), has_base, where)
+        self.method.check_inputs(len(sources), has_base, self.where if self.options.models is not None else where)
         given: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
             if not parameter.per_model:
@@ -282,7 +282,21 @@ class Planner:
                         param=parameter.name,
                     )
             given[parameter.name] = [parameter.default if value is MISSING else value for value in values]
-        return self.method.resolve(given, len(sources), where)
+        try:
+            return self.method.resolve(given, len(sources), where)
+        except UsageError as error:
+            raise self._of_one(given, [source.model for source, _ in sources], where) or error from None
+
+    def _of_one(self, given: Mapping[str, Any], models: list[str], where: str) -> UsageError | None:
+        """The error with the model whose own value is at fault; None where all of them are."""
+        found = []
+        for place, model in enumerate(models):
+            own = {name: [value[place]] if isinstance(value, list) else value for name, value in given.items()}
+            try:
+                self.method.resolve(own, 1, f"{where} of {model}")
+            except UsageError as error:
+                found.append(error)
+        return found[0] if 0 < len(found) < len(models) else None
 
     def _shape(
         self, name: str, inputs: list[Source], shapes: list[tuple[int, ...]]

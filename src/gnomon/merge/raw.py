@@ -6,13 +6,15 @@ Pickles are read by torch's weights-only load: one that asks for anything but te
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 from gnomon.errors import CheckpointError, MergeError
 from gnomon.merge.build import MergeRun, Source, parse_source
 from gnomon.merge.merged import MergedCheckpoint
 from gnomon.merge.plan import Planner
-from gnomon.merge.shards import lay_out
+from gnomon.merge.shards import Shard, lay_out
 from gnomon.merge.writer import write_tensors
 from gnomon.models.bin_checkpoint import BinCheckpoint, load_tensors
 from gnomon.models.checkpoint import Checkpoint
@@ -77,16 +79,28 @@ def merge_raw(config: Source, run: MergeRun | None = None) -> MergedCheckpoint:
     )
 
 
-def write_raw(merged: MergedCheckpoint, out: Path) -> Path:
-    """One safetensors file, whole or not at all."""
+def write_raw(merged: MergedCheckpoint, out: Path, *, overwrite: bool = False) -> Path:
+    """One safetensors file, whole or not at all. Raises MergeError where something else stands."""
     shards, slots = lay_out(merged, 1 << 62, merged.identity)
+    if out.exists() and not overwrite and not _is(out, shards[0]):
+        raise MergeError(f"{out} already exists and is not this merge.", hint="Choose another path, or --overwrite.")
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
         write_tensors(merged, partial, shards, slots, threads=merged.threads)
         (partial / shards[0].file).replace(out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise MergeError(f"The disk of {out.parent.resolve()} is full; {out} was not made.") from None
+        raise
     finally:
-        for file in partial.iterdir():
-            file.unlink()
-        partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _is(file: Path, shard: Shard) -> bool:
+    """Whether a file begins as this merge's does: its header holds the identity."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return handle.read(len(shard.header)) == shard.header

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def offline() -> bool:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its final name complete and synced, or not at all."""
+    fresh = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -39,6 +41,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if fresh and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "The disk is full; this was not written", str(path)) from None
         raise
