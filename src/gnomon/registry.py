@@ -199,11 +199,12 @@ def option_error(error: Any, prefix: tuple[str, ...] = ()) -> UsageError:
     """A pydantic ValidationError as one of ours: first fault, its path, what was given."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in (*prefix, *first["loc"]) if not str(part).startswith("function-"))
-    shown = repr(first.get("input"))
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    given, shown = first.get("input"), repr(first.get("input"))
+    shown = "" if isinstance(given, Mapping) else f" (given {shown if len(shown) <= 60 else shown[:57] + '...'})"
     if first["type"] == "extra_forbidden":
         return UnknownOption(f"Unknown key `{path}`.", param=path)
-    return UsageError(f"`{path}`: {first['msg'].removeprefix('Value error, ')} (given {shown}).", param=path)
+    place = f"`{path}`: " if path else ""
+    return UsageError(f"{place}{first['msg'].removeprefix('Value error, ')}{shown}.", param=path)
 
 
 def _operator_only(path: str) -> NotAllowedInRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -47,6 +48,11 @@ def linear(path: Path, *models: Path, **more: Any) -> Path:
         ("merge_method: liner\nmodels: [{model: x}]", r"merge\.yaml: Unknown merge method `liner`\. .*`linear`"),
         ("merge_method: linear\nmodels: [{model: ./gone}]", r"there is no model `\./gone`\. Looked in /"),
         ("merge_method: linear\nmodels: [{model: org/name}]", r"written hf:org/name"),
+        ("base_model: x\nexperts: []", r"describes a mixture of experts\. That is `gnomon merge moe FILE OUT`"),
+        (
+            "merge_method: linear\nmodels: [{model: x}]\nchat_template: chatmll",
+            r"merge\.yaml: `chat_t.*Did you mean `chatml`",
+        ),
     ],
 )
 def test_a_file_at_fault_is_told_in_one_sentence(
@@ -136,3 +142,37 @@ def test_a_full_disk_names_the_file_and_leaves_no_folder(tmp_path: Path) -> None
     with pytest.raises(OSError, match="disk is full") as raised, cache.atomic_write(target):
         raise OSError(28, "No space left on device")
     assert raised.value.filename == str(target) and not list(tmp_path.iterdir())
+
+
+def test_what_stands_beside_the_numbers_is_part_of_what_is_finished(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = linear(tmp_path / "merge.yaml", family["a"], family["b"]), tmp_path / "out"
+    assert run(["merge", str(file), str(out)]) == 0 == run(["merge", str(file), str(out)])
+    assert told(["merge", str(file), str(out), "--out-shard-size", "100k"], capsys)[0] == 2
+    linear(file, family["a"], family["b"], chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    code, error = told(["merge", str(file), str(out)], capsys)
+    assert code == 2 and "is not this merge" in error
+    assert run(["merge", str(file), str(out), "--overwrite"]) == 0
+    assert (out / "chat_template.jinja").read_text().startswith("{% for m in messages %}{{ m.content")
+
+
+def test_a_file_of_several_documents_is_checked_as_its_result(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = linear(tmp_path / "a.yaml", family["a"], family["b"], name="ab").read_text()
+    second = linear(tmp_path / "b.yaml", Path("ab"), family["c"]).read_text()
+    (tmp_path / "merge.yaml").write_text(f"{first}---\n{second}")
+    assert run(["merge", "check", str(tmp_path / "merge.yaml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and list(found["cosines"]) == [f"ab {family['c']}"]
+
+
+def test_a_token_that_a_rule_takes_from_a_row_that_is_not_there_is_refused(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = {"source": {"kind": "model_token", "model": str(family["a"]), "token_id": 9999}}
+    more = {"base_model": str(family["base"]), "tokenizer": {"source": "base", "tokens": {"<|new|>": rule}}}
+    file = linear(tmp_path / "merge.yaml", family["a"], family["b"], **more)
+    code, error = told(["merge", str(file), str(tmp_path / "out")], capsys)
+    assert code == 2 and "has 300 tokens, no token_id 9999 (in tokenizer.tokens.<|new|>)" in error

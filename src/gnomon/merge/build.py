@@ -89,10 +89,19 @@ def open_merge(
     return _one(parse_config(content), "merge", folder or Path(), run, dict(models or {}))
 
 
-def open_models(config: Source) -> tuple[MergeOptions, dict[str, Checkpoint]]:
-    """A merge file of one document, and the models that it names."""
-    options, source, folder = parse_source(config)
-    return options, {reference: open_model(reference, folder, source) for reference in options.references()}
+def open_models(config: Source, run: MergeRun | None = None) -> tuple[MergeOptions, dict[str, Checkpoint]]:
+    """The document of a merge file that is its result, and the models that it names, other documents included."""
+    known: dict[str, Checkpoint] = {}
+    if not isinstance(config, str | Path):
+        options, source, folder = parse_source(config)
+    else:
+        source, folder = str(config), Path(config).parent
+        *named, options = documents_in_order(Path(config))
+        for document in named:
+            known[str(document.name)] = open_document(document, Path(config), run or MergeRun(), known)
+    return options, {
+        ref: known[ref] if ref in known else open_model(ref, folder, source) for ref in options.references()
+    }
 
 
 def parse_source(config: Source) -> tuple[MergeOptions, str, Path]:

@@ -55,7 +55,7 @@ def check(config: Source, run: MergeRun | None = None) -> Checked:
     """Look at a merge file and its models. Raises GnomonError only where not even the models can be opened."""
     run = run or MergeRun()
     checked = Checked()
-    options, models = open_models(config)
+    options, models = open_models(config, run)
     merged_models = options.merged_references()
     facts: list[tuple[str, Callable[[Checkpoint], Any], str, str | None]] = [
         ("network", lambda c: c.config.get("architectures", [c.config.get("model_type")])[0], "error", None),

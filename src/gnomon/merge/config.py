@@ -165,7 +165,10 @@ class MergeOptions(_Part):
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("tokenizer and tokenizer_source exclude each other")
         if self.chat_template and self.chat_template not in TEMPLATES and not _is_template(self.chat_template):
-            raise ValueError(f"chat_template is one of {', '.join(TEMPLATES)} or a Jinja template")
+            hint = suggest(self.chat_template, TEMPLATES)
+            raise ValueError(
+                f"`chat_template: {self.chat_template}` is neither a known name nor a Jinja text. {hint.rstrip('.')}"
+            )
         return self
 
     def merged_references(self) -> list[str]:
@@ -245,6 +248,8 @@ def parse_config(content: Any, source: str = "merge") -> MergeOptions:
         kind = _KINDS.get(type(content).__name__, type(content).__name__)
         hint = "It begins with `merge_method:`."
         raise ConfigError(f"{source}: a merge is a mapping of keys, not {kind}.", hint=hint)
+    if "experts" in content and "merge_method" not in content:
+        raise ConfigError(f"{source} describes a mixture of experts.", hint="That is `gnomon merge moe FILE OUT`.")
     try:
         return MergeOptions.model_validate(content)
     except MergeError as error:

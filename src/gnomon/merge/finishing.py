@@ -35,6 +35,7 @@ def finish(
     done: Done,
     name: str,
     copy_tokenizer: bool,
+    around: str,
 ) -> dict[str, str]:
     """Index, config, tokenizer and the record; everything synced. Returns the sha256 of every file."""
     files = [shard.file for shard in shards]
@@ -56,6 +57,7 @@ def finish(
     weights = identity.of_tensors((info.name, info.dtype, info.shape, done.digests[info.name]) for info in infos)
     record = {
         "identity": name,
+        "around": around,
         "weights_identity": weights,
         "inputs": {reference: model.identity for reference, model in merged.models.items()},
         "seed": merged.plan.seed,
@@ -91,12 +93,6 @@ def _put_tokenizer(merged: MergedCheckpoint, folder: Path) -> None:
         merged.vocabulary.write(folder)
     if merged.chat_template is not None and merged.chat_template != read_chat_template(folder):
         (folder / "chat_template.jinja").write_text(merged.chat_template, encoding="utf-8")
-
-
-def _copied_template(folder: Path) -> str | None:
-    from gnomon.models.safetensors_checkpoint import read_chat_template
-
-    return read_chat_template(folder)
 
 
 def _special_tokens(merged: MergedCheckpoint) -> dict[str, Any]:

@@ -262,6 +262,12 @@ class _Joining:
             raise ConfigError(
                 f"{self.where}: {path}.source needs a model and either token or token_id.", param=f"{path}.source"
             )
+        rows = int(self.models[source.model].config.get("vocab_size") or 0)
+        if source.token_id is not None and not 0 <= source.token_id < rows:
+            raise ConfigError(
+                f"{self.where}: {source.model} has {rows} tokens, no token_id {source.token_id} (in {path}).",
+                param=path,
+            )
         return source.model, source.token or "", source.token_id
 
 

@@ -66,16 +66,17 @@ def write(
     name = merged.identity
     limit = parse_bytes(max_memory, "max_memory") if max_memory is not None else None
     budget = Budget.of(merged, limit)
-    if (finished := _finished(out, name)) is not None:
+    shards, slots = lay_out(merged, parse_bytes(shard_bytes, "out_shard_size"), name)
+    around = _around(merged, shards, copy_tokenizer)
+    if (finished := _finished(out, name, around)) is not None:
         return finished
     if out.exists() and not overwrite and any(out.iterdir() if out.is_dir() else [out]):
         raise MergeError(f"{out} already exists and is not this merge.", hint="Choose another path, or --overwrite.")
-    shards, slots = lay_out(merged, parse_bytes(shard_bytes, "out_shard_size"), name)
     partial = out.parent / f"{out.name}.partial"
     try:
         done = prepare(partial, name, shards, slots)
         _compute(merged, partial, slots, done, budget.threads)
-        files = finish(merged, partial, shards, slots, done, name, copy_tokenizer)
+        files = finish(merged, partial, shards, slots, done, name, copy_tokenizer, around)
         rename(partial, out)
     except GnomonError:
         shutil.rmtree(partial, ignore_errors=True)  # the inputs are at fault: there is nothing to go on with
@@ -100,13 +101,20 @@ def write_tensors(
     _compute(merged, folder, slots, prepare(folder, stamp, shards, slots), threads)
 
 
-def _finished(out: Path, name: str) -> Written | None:
+def _around(merged: MergedCheckpoint, shards: Sequence[Shard], copy_tokenizer: bool) -> str:
+    """Names what a written merge holds beside its numbers: files, config, template, tokenizer."""
+    facts = [merged.config, merged.generation_config, merged.chat_template, merged.donor.identity, copy_tokenizer]
+    headers = hashlib.sha256(b"".join(shard.header for shard in shards)).hexdigest()
+    return hashlib.sha256(json.dumps([facts, headers], sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, name: str, around: str) -> Written | None:
     """What an earlier, complete run of the same merge left."""
     try:
         record = json.loads((out / RECORD).read_text())
     except (OSError, ValueError):
         return None
-    if record.get("identity") != name:
+    if record.get("identity") != name or record.get("around", around) != around:
         return None
     return Written(out, name, record["tensors"], record["tensors"], record["bytes"], 0.0, record["files"])
 
