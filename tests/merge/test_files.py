@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from gnomon.cli.main import run
-from gnomon.errors import CheckpointError, MergeError
+from gnomon.errors import CheckpointError, MergeError, PatchError
 from gnomon.merge import method
 from gnomon.merge.extract import extract_lora
 from gnomon.merge.raw import merge_raw
 from gnomon.models.reference import open_checkpoint, open_path
+from helpers.tiny import write_tiny_model
 
 Family = dict[str, Path]
 
@@ -82,3 +85,34 @@ def test_a_low_rank_difference_is_found_again_exactly(family: Family, tmp_path: 
     assert run(["merge", "lora-extract", str(family["base"]), str(tuned), str(tmp_path / "again")]) == 0
     with pytest.raises(MergeError, match="No linear module differs"):
         extract_lora(open_path(family["base"]), open_path(family["base"]), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--include", "("], r"--include: `\(` is no regular expression"),
+        (["--max-rank", "0"], "--max-rank must be at least 1"),
+        (["--energy", "1.5"], "--energy must lie between 0 and 1"),
+        (["--include", "nothing_like_this"], "No linear module that --include and --exclude leave differs"),
+    ],
+)
+def test_a_wrong_option_of_an_extraction_is_told_before_anything_is_made(
+    family: Family, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lora"
+    assert run(["merge", "lora-extract", str(family["base"]), str(family["a"]), str(out), *flags]) == 2
+    assert re.search(message, capsys.readouterr().err) and not out.exists()
+
+
+def test_an_extraction_lists_what_it_leaves_out_and_refuses_another_network(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "lora-extract", str(family["base"])]
+    assert run([*command, str(family["a"]), str(tmp_path / "lora"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["modules"] == 28 and "model.norm.weight" in found["left_out"] and len(found["left_out"]) == 11
+    deeper = write_tiny_model(tmp_path / "deeper", num_hidden_layers=6)
+    assert run([*command, str(deeper), str(tmp_path / "none")]) == 2
+    assert "has no tensor `model.layers.4." in capsys.readouterr().err
+    with pytest.raises(PatchError, match="not empty"):
+        extract_lora(open_path(family["base"]), open_path(family["a"]), tmp_path / "lora")

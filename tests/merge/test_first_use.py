@@ -137,6 +137,13 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(family: Family, tmp_path: Pa
     assert journal.exists() and not out.exists()
 
 
+def test_a_file_made_whole_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    with cache.atomic_write(tmp_path / "whole") as out:
+        out.write(b"x")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_full_disk_names_the_file_and_leaves_no_folder(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.bin"
     with pytest.raises(OSError, match="disk is full") as raised, cache.atomic_write(target):
@@ -176,3 +183,17 @@ def test_a_token_that_a_rule_takes_from_a_row_that_is_not_there_is_refused(
     file = linear(tmp_path / "merge.yaml", family["a"], family["b"], **more)
     code, error = told(["merge", str(file), str(tmp_path / "out")], capsys)
     assert code == 2 and "has 300 tokens, no token_id 9999 (in tokenizer.tokens.<|new|>)" in error
+
+
+def test_what_a_long_search_would_fail_on_at_its_end_is_told_before_it(
+    family: Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, empty = linear(tmp_path / "merge.yaml", family["a"], family["b"]), tmp_path / "empty.txt"
+    empty.write_text(" \n")
+    command = ["merge", "sweep", str(file), "--sweep", "weight=0,1", "--text"]
+    code, error = told([*command, str(empty)], capsys)
+    assert code == 2 and f"The text {empty} is empty." in error
+    code, error = told([*command, str(tmp_path / "gone.txt")], capsys)
+    assert code == 2 and "gone.txt cannot be read: No such file or directory." in error
+    code, error = told([*command, str(file), "--plot", str(tmp_path / "curve.xyz")], capsys)
+    assert code == 2 and "is of no known kind. Name a .png, .svg or .pdf file." in error

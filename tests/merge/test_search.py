@@ -17,6 +17,7 @@ from gnomon.merge import learned as learning
 from gnomon.merge import merge, method
 from gnomon.merge.evolve import evolve, genes_of, with_genes
 from gnomon.merge.perplexity import text_loss
+from gnomon.merge.remembered import Remembered
 from gnomon.models.reference import open_checkpoint
 
 from .conftest import fine_tune
@@ -191,6 +192,32 @@ def test_evolution_finds_the_model_that_knows_the_text_and_reports_on_what_it_di
     assert found.held_out[1] == pytest.approx(
         _half_loss(merge(found.content), TEXT[len(TEXT) // 2 :]), abs=1e-9
     )  # the second half, nothing else
+
+
+def test_a_stopped_search_goes_on_where_it_was_and_finds_the_same(family: Family, tmp_path: Path) -> None:
+    pytest.importorskip("cma")
+    file, journal = tmp_path / "merge.yaml", tmp_path / "best.yaml.partial"
+    file.write_text(yaml.safe_dump({"merge_method": "linear", "models": entries(family["a"], family["b"])}))
+    options: dict[str, Any] = {"budget": 8, "most_tokens": 30, "seed": 3, "threads": 1}
+
+    def stop(step: int, _: float) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(file, {"t": TEXT}, journal=journal, on_step=stop, **options)
+    lines = journal.read_text()
+    assert lines.count("\n") == 1 + 5
+    journal.write_text(lines + '{"candidate": "cut sh')  # what a kill leaves
+    measured: list[int] = []
+    of = Remembered.of
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Remembered, "of", lambda s, c, m: of(s, c, lambda: (measured.append(1), m())[1]))
+        again = evolve(file, {"t": TEXT}, journal=journal, **options)
+    assert len(measured) == 8 - 5 and not journal.exists()
+    assert again == evolve(file, {"t": TEXT}, **options)
+    journal.write_text(lines)  # of another search: another seed
+    assert Remembered(journal, "another").recalled == 0
 
 
 def _half_loss(checkpoint: Any, text: str) -> float:

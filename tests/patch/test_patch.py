@@ -299,3 +299,15 @@ def test_a_low_rank_delta_has_the_same_bits_whatever_the_matrix_library_does(mon
     for _ in range(5):
         assert torch.equal(product(up, down), expected)
     assert not torch.equal((up.double() @ down.double()).float(), expected)  # without the care it would show
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (50, 50)])
+def test_a_compressed_delta_is_the_best_of_its_rank_by_torchs_own_decomposition(shape: tuple[int, int]) -> None:
+    full = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    patch = Patch({DOWN: Dense(full)}, "0" * 64, {})
+    up, values, down = torch.linalg.svd(full.double(), full_matrices=False)
+    for rank in (1, 7, 40):
+        best = (up[:, :rank] * values[:rank]) @ down[:rank]
+        assert torch.allclose(patch.to_low_rank(rank=rank).dense(DOWN).double(), best, atol=2e-5)
+    rank = int((torch.cumsum(values**2, 0) / (values**2).sum() < 0.9).sum()) + 1
+    assert patch.to_low_rank(energy=0.9).rank == rank

@@ -261,7 +261,7 @@ def sweep(
 
     name, values = parse_sweep(sweep)
     if plot is not None:
-        require_plotting()
+        require_plotting(plot)
     texts = {path.stem: read_text(path) for path in text}
     found = run_sweep(file, name, values, texts, run=MergeRun(seed=seed, threads=threads), most_tokens=tokens)
     if plot is not None:

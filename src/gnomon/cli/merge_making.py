@@ -73,20 +73,27 @@ def evolve(
     layer_group: int = typer.Option(None, "--layer-group", help="One value per so many layers; default: one for all."),
     budget: int = typer.Option(60, "--budget", min=2, help="How many merges to try."),
     tokens: int = typer.Option(1000, "--tokens", help="How many tokens of each half of a text."),
-    seed: int = SEED,
+    seed: int = typer.Option(0, "--seed", "--random-seed", help="Of the search, and of random drops."),
     threads: int = THREADS,
     json: bool = JSON,
 ) -> None:
-    """Search a merge's parameters by CMA-ES on the first halves of texts; told on the second ones (extra `evolve`)."""
+    """Search a merge's parameters by CMA-ES on the first halves of texts; told on the second ones (extra `evolve`).
+
+    A stopped search leaves OUT.partial; the same command goes on from there and finds the same.
+    """
     import yaml
 
     from gnomon.merge.evolve import evolve as search
     from gnomon.merge.perplexity import read_text
 
     texts = {path.stem: read_text(path) for path in text}
-    found = search(
-        file, texts, genes=genes, layer_group=layer_group, budget=budget, seed=seed, most_tokens=tokens, threads=threads
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the search, not after it
+    journal = out.with_name(f"{out.name}.partial")
+    with told_to_go_on(out):
+        found = search(
+            file, texts, genes=genes, layer_group=layer_group, budget=budget, seed=seed, most_tokens=tokens,
+            threads=threads, journal=journal,
+        )  # fmt: skip
     out.write_text(yaml.safe_dump(found.content, sort_keys=False), encoding="utf-8")
     if json:
         print_json(vars(found))
@@ -132,6 +139,7 @@ def lora_extract(
     energy: float = typer.Option(None, "--energy", help="As few ranks as keep this share of the squared norm, 0 to 1."),
     include: str = typer.Option(None, "--include", help="Only modules whose name this pattern finds."),
     exclude: str = typer.Option(None, "--exclude", help="No modules whose name this pattern finds."),
+    json: bool = JSON,
 ) -> None:
     """The difference of two models as a LoRA adapter (PEFT), by singular values; says what it could not hold."""
     from gnomon.loading import open_reference
@@ -141,6 +149,12 @@ def lora_extract(
         open_reference(base), open_reference(tuned), out, max_rank=max_rank, energy=energy, include=include,
         exclude=exclude,
     )  # fmt: skip
-    warn(f"`{name}` changes but is no linear module: left out" for name in found.left_out)
+    if json:
+        print_json({"path": str(out), **vars(found)})
+        return
+    if found.left_out:
+        shown = ", ".join(f"`{name}`" for name in found.left_out[:3])
+        more = f" and {len(found.left_out) - 3} more (--json lists them)" if len(found.left_out) > 3 else ""
+        warn([f"left out, since they change but are no linear modules: {shown}{more}."])
     kept = f"{found.kept:.2%} of the difference (squared norm)"
     print(f"{out}: {found.modules} modules, largest rank {found.rank}, holds {kept}")

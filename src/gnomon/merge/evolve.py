@@ -8,6 +8,8 @@ is on the second, which no step of it has seen. Needs the extra `evolve`.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from gnomon.merge.build import MergeRun, open_merge, parse_source
 from gnomon.merge.layout import Layout
 from gnomon.merge.perplexity import Text, halves, text_loss
 from gnomon.merge.registry import find_method
+from gnomon.merge.remembered import Remembered
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.progress import progress
 
@@ -110,8 +113,12 @@ def evolve(
     most_tokens: int = 1000,
     threads: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    journal: Path | None = None,
 ) -> Evolved:
-    """Search for at most `budget` merges. texts: each counts the same; most_tokens: of each half."""
+    """Search for at most `budget` merges. texts: each counts the same; most_tokens: of each half.
+
+    journal: a file of what was measured, until the search is over; begun again, it goes on from there.
+    """
     try:
         import cma
     except ImportError:
@@ -124,6 +131,13 @@ def evolve(
     genome = genes_of(content, genes, layers, layer_group)
     split = {name: halves(text) for name, text in texts.items()}
     run = MergeRun(seed=seed, threads=threads)
+    identities = {reference: model.identity for reference, model in models.items()}
+    known = {name: str(text) for name, text in texts.items()}
+    named = json.dumps([content, [vars(gene) for gene in genome], known, most_tokens, seed, identities], sort_keys=True)
+    remembered = Remembered(journal, hashlib.sha256(named.encode()).hexdigest())
+
+    def seen(candidate: Mapping[str, Any]) -> float:
+        return remembered.of(candidate, lambda: loss(candidate, 0))
 
     def loss(candidate: Mapping[str, Any], half: int) -> float:
         merged = open_merge(candidate, run, models, folder)
@@ -133,7 +147,7 @@ def evolve(
 
     start = [_start(gene, content, len(content["models"])) for gene in genome]
     first = with_genes(content, genome, start)
-    history = [loss(first, 0)]
+    history = [seen(first)]
     best, least = first, history[0]
     with progress("evolving", total=budget) as bar:
         bar.advance()
@@ -145,7 +159,7 @@ def evolve(
             scores = []
             for values in asked:
                 candidate = with_genes(content, genome, list(values)[: len(genome)])
-                score = loss(candidate, 0) if len(history) < budget else math.inf
+                score = seen(candidate) if len(history) < budget else math.inf
                 if math.isfinite(score):
                     history.append(score)
                     bar.advance()
@@ -156,6 +170,7 @@ def evolve(
                 scores.append(score if math.isfinite(score) else max(history))
             strategy.tell(asked, scores)
     held_out = (loss(first, 1), loss(best, 1))
+    remembered.forget()
     return Evolved(best, len(history), (history[0], least), held_out, tuple(history))
 
 

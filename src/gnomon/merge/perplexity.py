@@ -105,7 +105,9 @@ def read_text(path: Path) -> Text:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The text {path} cannot be read: {error}.", param="text") from None
+        raise UsageError(f"The text {path} cannot be read: {_why(error)}.", param="text") from None
+    if not content.strip():
+        raise UsageError(f"The text {path} is empty.", param="text")
     if path.suffix != ".jsonl":
         return content
     pairs = []
@@ -125,3 +127,7 @@ def read_text(path: Path) -> Text:
             ) from None
         pairs.append((prompt, completion))
     return Examples(tuple(pairs))
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)

@@ -124,17 +124,21 @@ def interval(loss: TextLoss, seed: int = 0) -> tuple[float, float]:
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
-def require_plotting() -> None:
-    """Raises MissingExtra without matplotlib: before a sweep, not after it."""
+def require_plotting(path: Path) -> None:
+    """Raises MissingExtra without matplotlib, UsageError for a file it cannot make: before a sweep, not after it."""
     try:
-        import matplotlib.figure  # noqa: F401
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         raise MissingExtra("Plotting", "plot") from None
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise UsageError(f"--plot: `{path}` is of no known kind.", hint="Name a .png, .svg or .pdf file.", param="plot")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def plot(found: Sweep, path: Path) -> None:
     """Losses over the parameter, one curve a text, with intervals. Needs matplotlib."""
-    require_plotting()
+    require_plotting(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

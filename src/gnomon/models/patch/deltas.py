@@ -179,10 +179,25 @@ def compressed(delta: Delta, *, rank: int | None, energy: float | None) -> LowRa
         inner, values, outer = torch.linalg.svd(tri_up @ tri_down.T)
         up, down = left @ inner, outer @ right.T
     else:
-        up, values, down = torch.linalg.svd(delta.full().double(), full_matrices=False)
+        up, values, down = _singular(delta.full().double())
     kept = max(_kept(values, rank, energy), 1)
     root = values[:kept].sqrt()
     return LowRank((up[:, :kept] * root).float().contiguous(), (root[:, None] * down[:kept]).float().contiguous())
+
+
+def _singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(left [m, k], values [k] descending, right [k, n]) of a float64 matrix [m, n], k = min(m, n).
+
+    By the eigenvectors of the smaller Gram matrix, some ten times as fast as torch's own decomposition. Values below
+    1e-8 of the greatest are lost in that; what is kept of a float32 delta begins above them.
+    """
+    if len(matrix) > matrix.shape[1]:
+        left, values, right = _singular(matrix.T)
+        return right.T, values, left.T
+    vectors = torch.linalg.eigh(matrix @ matrix.T)[1]
+    scaled = vectors.T @ matrix
+    values, order = scaled.norm(dim=1).sort(descending=True)
+    return vectors[:, order], values, scaled[order] / values.clamp_min(1e-300)[:, None]
 
 
 def _kept(values: Tensor, rank: int | None, energy: float | None) -> int:
