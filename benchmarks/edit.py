@@ -44,8 +44,10 @@ def counterfact(start: int, count: int) -> list[Fact]:
     return read_facts(data / "knowledge-editing" / "counterfact_0000_1999.jsonl.gz")[start : start + count]
 
 
-def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper: dict[str, Any]) -> None:
-    """One edit per fact, each alone, judged by all protocols."""
+def single(
+    model: Any, methods: list[str], facts: list[Fact], label: str, hyper: dict[str, Any], protocols: list[str]
+) -> None:
+    """One edit per fact, each alone, judged by these protocols."""
     file = RESULTS / f"edit_single_{model.name}{label}.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(record["method"], record["fact"]) for record in known}
@@ -66,7 +68,7 @@ def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper:
                         "cpu_seconds": round(time.process_time() - cpu, 2),
                         "bytes": patch.bytes,
                         "notes": {k: v for k, v in patch.report["facts"][0].items() if k in NOTES},
-                        **judged(model, patch, fact),
+                        **judged(model, patch, fact, protocols),
                     }
                 out.write(json.dumps(record) + "\n")
                 out.flush()
@@ -74,9 +76,9 @@ def single(model: Any, methods: list[str], facts: list[Fact], label: str, hyper:
     summarise(model.name + label, known)
 
 
-def judged(model: Any, patch: Any, fact: Fact) -> dict[str, Any]:
-    """The verdicts of all protocols, and what was said."""
-    found = evaluate(model, patch, [fact], PROTOCOLS)
+def judged(model: Any, patch: Any, fact: Fact, protocols: list[str]) -> dict[str, Any]:
+    """The verdicts of these protocols, and what was said."""
+    found = evaluate(model, patch, [fact], protocols)
     said = {d["metric"]: d["after"] for d in found.details if d["protocol"] == "wild"}
     return {"rows": [dict(row) for row in found], "says": said}
 
@@ -87,9 +89,11 @@ def summarise(label: str, records: list[dict[str, Any]]) -> None:
     for method in dict.fromkeys(record["method"] for record in records):
         own = [record for record in records if record["method"] == method]
         worked = [record for record in own if "rows" in record]
-        for i, protocol in enumerate(PROTOCOLS):
-            row = {"method": method, "protocol": protocol, "failed": len(own) - len(worked)}
-            row |= means(record["rows"][i] for record in worked)
+        for protocol in PROTOCOLS:
+            found = [row for record in worked for row in record["rows"] if row["protocol"] == protocol]
+            if not found:
+                continue
+            row = {"method": method, "protocol": protocol, "failed": len(own) - len(worked), **means(found)}
             row |= {
                 "seconds_median": statistics.median(r["seconds"] for r in worked),
                 "cpu_seconds_median": statistics.median(r["cpu_seconds"] for r in worked),
@@ -181,7 +185,9 @@ def sweep(
             found = find_value(editor, fact, layer, parsed[0])
             searched = time.process_time() - started
             avoided = contrast_keys(editor, fact, layer) if any(p.contrast for p in parsed) else None
-            asked = [look for look in looks(model, fact) if look.metric != "portability"]
+            asked = [
+                look for look in looks(model, fact) if look.metric in ("reliability", "generalization", "locality")
+            ]
             if fact.id not in before:
                 before[fact.id] = told([model], asked)[0]
             worn = []
@@ -214,11 +220,11 @@ def sweep_table(records: list[dict[str, Any]]) -> None:
         by_setting.setdefault(json.dumps(record["setting"], sort_keys=True), []).append(record)
     for setting, own in by_setting.items():
         three = [statistics.mean(r[m] for r in own) for m in ("reliability", "generalization", "locality")]
-        rows.append((harmonic(three), len(own), *three, statistics.mean(r.get("chat", 0.0) for r in own), setting))
+        rows.append((harmonic(three), len(own), *three, setting))
     for row in sorted(rows, reverse=True):
-        told = zip(("rel", "para", "kept", "chat"), row[2:6], strict=True)
+        told = zip(("rel", "para", "kept"), row[2:5], strict=True)
         shares = "  ".join(f"{name} {share:.3f}" for name, share in told)
-        print(f"{row[0]:.3f}  n={row[1]:3d}  {shares}  {row[6]}")
+        print(f"{row[0]:.3f}  n={row[1]:3d}  {shares}  {row[5]}")
 
 
 def write(name: str, content: dict[str, Any]) -> None:
@@ -240,7 +246,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", default="rome")
     parser.add_argument("--facts", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0, help="first row of CounterFact")
+    parser.add_argument("--first", type=int, help="first row of CounterFact; default: 0, for `sweep` 1,000")
+    parser.add_argument("--protocols", default=",".join(PROTOCOLS), help="single: how edits are judged")
     parser.add_argument("--layers", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--updates", default="{}", help="sweep: lists of values of the update's options, all combined")
@@ -252,13 +259,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with gnomon.load(given.model, profile="fp32", threads=given.threads, ledger=False) as model:
         if given.what == "single":
-            single(model, methods, counterfact(given.first, given.facts), "", hyper)
+            single(model, methods, counterfact(given.first or 0, given.facts), "", hyper, given.protocols.split(","))
         elif given.what == "sequence":
-            sequence(model, methods, counterfact(0, given.facts), hyper)
+            sequence(model, methods, counterfact(given.first or 0, given.facts), hyper)
         elif given.what == "time":
             timing(model, counterfact(0, given.facts))
         else:
-            facts = counterfact(HELD_OUT, given.facts)
+            facts = counterfact(HELD_OUT if given.first is None else given.first, given.facts)
             sweep(
                 model, facts, [int(n) for n in given.layers.split(",")], hyper, json.loads(given.updates), given.tokens
             )

@@ -8,7 +8,7 @@ Legend: T packed tokens, C hidden channels, H query heads, G key-value heads, D 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gnomon.arch.config import DecoderConfig, LayerConfig
-from gnomon.arch.network import Pages
+from gnomon.arch.network import NONE, Pages
 from gnomon.arch.side import build_side_path
 from gnomon.arch.weights import Projection, WeightLoader
 from gnomon.errors import UsageError
@@ -25,7 +25,9 @@ from gnomon.kernels.layers import MOST_TABLES, LayerPlan, LayersShape
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.rotary import RotarySpec, RotaryTable
 from gnomon.kernels.side import SidePath, SideRows, add_embedding, add_head, add_layer
+from gnomon.kernels.wrappers import Site, wrap_mlp, wrap_stream, wrapped_layers
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.patch.wrapper import Wrapper
 
 QUERY_KEY_VALUE, ATTENTION_OUT, GATE_UP, DOWN = range(3), range(3, 4), range(4, 6), range(6, 7)
 """Side-path slots of the fused products."""
@@ -88,21 +90,36 @@ class Decoder:
         if self.embedding_scale is not None:
             residual_TC = residual_TC * torch.tensor(self.embedding_scale, dtype=torch.float32)
         normed_TC = ops.rms_norm(residual_TC, self.layers[0].attention_norm, config.norm_eps)
-        if self.run_layers is not None:
-            self.run_layers(normed_TC, residual_TC, batch, pages, list(turns.values()))
-            return normed_TC
-        for index, layer in enumerate(self.layers):
-            mixed_TC = self._attention(index, normed_TC, batch, pages[index], turns)
-            if layer.post_attention_norm is not None:
-                mixed_TC = ops.rms_norm(mixed_TC, layer.post_attention_norm, config.norm_eps)
-            normed_TC, residual_TC = ops.add_rms_norm(mixed_TC, residual_TC, layer.mlp_norm, config.norm_eps)
-            fed_TC = self._mlp(index, normed_TC, batch)
-            if layer.post_mlp_norm is not None:
-                fed_TC = ops.rms_norm(fed_TC, layer.post_mlp_norm, config.norm_eps)
-            last = index + 1 == len(self.layers)
-            following = self.final_norm if last else self.layers[index + 1].attention_norm
-            normed_TC, residual_TC = ops.add_rms_norm(fed_TC, residual_TC, following, config.norm_eps)
+        for part, whole in _runs(wrapped_layers(batch.side_rows), len(self.layers)):
+            if self.run_layers is not None and whole:
+                self.run_layers(normed_TC, residual_TC, batch, pages, list(turns.values()), part)
+                continue
+            for index in part:
+                normed_TC, residual_TC = self._layer(index, normed_TC, residual_TC, batch, pages[index], turns)
         return normed_TC
+
+    def _layer(
+        self,
+        index: int,
+        normed_TC: Tensor,
+        residual_TC: Tensor,
+        batch: RaggedBatch,
+        pages: tuple[Tensor, Tensor],
+        turns: dict[RotarySpec, tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """One layer by its operators -> what enters the next one: normed, and the residual stream."""
+        ops, config, layer = self.operators, self.config, self.layers[index]
+        mixed_TC = self._attention(index, normed_TC, batch, pages, turns)
+        if layer.post_attention_norm is not None:
+            mixed_TC = ops.rms_norm(mixed_TC, layer.post_attention_norm, config.norm_eps)
+        normed_TC, residual_TC = ops.add_rms_norm(mixed_TC, residual_TC, layer.mlp_norm, config.norm_eps)
+        fed_TC = self._mlp(index, normed_TC, batch)
+        if layer.post_mlp_norm is not None:
+            fed_TC = ops.rms_norm(fed_TC, layer.post_mlp_norm, config.norm_eps)
+        wrap_stream(batch.side_rows, index, residual_TC, fed_TC, ops)
+        last = index + 1 == len(self.layers)
+        following = self.final_norm if last else self.layers[index + 1].attention_norm
+        return ops.add_rms_norm(fed_TC, residual_TC, following, config.norm_eps)
 
     def _one_turn(self) -> bool:
         """Whether all rotary tables have one width and are few enough for one native call."""
@@ -172,10 +189,13 @@ class Decoder:
         gated = (ops.silu_mul if self.config.activation == "silu" else ops.gelu_mul)(gate_up)
         out_TC = layer.down(gated)
         add_layer(batch.side_rows, index, DOWN, gated, out_TC, ops)
+        wrap_mlp(batch.side_rows, index, Site(normed_TC, gated), out_TC, ops)
         return out_TC
 
-    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
-        return build_side_path(factors, self.config)
+    def side_path(
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], wrappers: Mapping[str, Wrapper] = NONE
+    ) -> SidePath:
+        return build_side_path(factors, wrappers, self.config)
 
     @torch.inference_mode()
     def logits(self, hidden_RC: Tensor, sides: Sequence[SideRows] = ()) -> Tensor:
@@ -201,6 +221,18 @@ class Decoder:
                 tensor.copy_(tensor.to(torch.bfloat16))
         for derived in self._derived:
             derived.renew()
+
+
+def _runs(wrapped: list[int], count: int) -> Iterator[tuple[range, bool]]:
+    """Layers 0..count as (range, whether it may run as one call): every wrapped layer alone, the rest between."""
+    begin = 0
+    for layer in wrapped:
+        if begin < layer:
+            yield range(begin, layer), True
+        yield range(layer, layer + 1), False
+        begin = layer + 1
+    if begin < count:
+        yield range(begin, count), True
 
 
 def _shape(c: DecoderConfig) -> LayersShape:

@@ -6,6 +6,7 @@ Token ids and pages in, hidden states and logits out. Knows nothing of requests 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
@@ -15,9 +16,12 @@ from gnomon.kernels.batch import RaggedBatch
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.side import SidePath, SideRows
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.patch.wrapper import Wrapper
 
 Pages = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values, float32 [pages, G, PAGE, D]."""
+NONE: Mapping[str, Wrapper] = MappingProxyType({})
+"""No wrappers."""
 
 
 def copy_page(pages: Pages, source: int, target: int) -> None:
@@ -46,10 +50,12 @@ class Network(Protocol):
     def logits(self, hidden_RC: Tensor, sides: Sequence[SideRows] = ()) -> Tensor:
         """-> [R, V] float32. sides: rows whose patches change the head."""
 
-    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
-        """Low-rank deltas by tensor name (up [N, r], down [r, K]), laid out to run beside the weights.
+    def side_path(
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], wrappers: Mapping[str, Wrapper] = NONE
+    ) -> SidePath:
+        """Low-rank deltas by tensor name (up [N, r], down [r, K]) and wrappers, laid out to run beside the weights.
 
-        Raises PatchError for a tensor that cannot be patched this way (a norm, a bias).
+        Raises PatchError for a tensor that cannot be patched this way (a norm, a bias), a wrapper that does not fit.
         """
 
     def tensors(self) -> dict[str, Tensor]:

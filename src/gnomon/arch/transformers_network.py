@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from gnomon.arch.module_side import module_side_path, running_beside
-from gnomon.arch.network import Pages
-from gnomon.errors import MissingExtra, UnsupportedModel, UsageError
+from gnomon.arch.network import NONE, Pages
+from gnomon.errors import MissingExtra, PatchError, UnsupportedModel, UsageError
 from gnomon.kernels.batch import PAGE, RaggedBatch, Span
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.side import SidePath, SideRows
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.patch.wrapper import Wrapper
 
 log = logging.getLogger("gnomon.arch")
 
@@ -80,7 +81,15 @@ class TransformersNetwork:
                 logits[rows] = head(hidden_RC[rows].to(head.weight.dtype)).float()
         return logits
 
-    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
+    def side_path(
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], wrappers: Mapping[str, Wrapper] = NONE
+    ) -> SidePath:
+        if wrappers:
+            raise PatchError(
+                f"`{self.architecture}` runs through transformers: nothing acts on its activations "
+                f"({next(iter(wrappers))}).",
+                hint="Such patches run on gnomon's own networks: Llama, Mistral, Qwen, Gemma and their like.",
+            )
         return module_side_path(self.model, factors)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gnomon.arch.network import NONE
 from gnomon.arch.transformers_network import TransformersNetwork, cut
 from gnomon.errors import UnsupportedModel
 from gnomon.kernels.batch import Span
 from gnomon.kernels.operators import Operators
 from gnomon.kernels.side import SidePath, SideRows
 from gnomon.models.checkpoint import Checkpoint
+from gnomon.models.patch.wrapper import Wrapper
 
 WINDOW, HEAD_ROWS = 32, 4
 """Rows of every verifying pass, and of every product with the head: part of the numbers."""
@@ -88,7 +90,9 @@ class VerifiedNetwork(TransformersNetwork):
             pieces.append(super().logits(padded)[:1])
         return torch.cat(pieces)
 
-    def side_path(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> SidePath:
+    def side_path(
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], wrappers: Mapping[str, Wrapper] = NONE
+    ) -> SidePath:
         raise UnsupportedModel(
             "Patches do not run beside the weights in verified mode.", hint="Load the patched weights (Patch.apply)."
         )

@@ -16,7 +16,7 @@ def about(patch: Any) -> dict[str, Any]:
         "base": patch.base,
         "method": patch.metadata.get("method"),
         "bytes": patch.bytes,
-        "tensors": sorted(patch.deltas),
+        "tensors": sorted(patch.touches),
     }
 
 
@@ -45,7 +45,7 @@ def print_report(patch: Any, saved: Path | None) -> None:
         return
     about = patch.metadata
     used = "; ".join(f"layer {k}: {v['corpus']}, {v['tokens']} tokens" for k, v in about.get("moments", {}).items())
-    print(f"method   {about.get('method')}, {', '.join(sorted(patch.deltas))}")
+    print(f"method   {about.get('method')}, {', '.join(sorted(patch.touches))}")
     if used:
         print(f"moments  {used}")
     seconds = patch.report.get("seconds")

@@ -207,17 +207,17 @@ def _save(patch: Patch, output: Path, json: bool) -> None:
     if json:
         print_json({"file": str(output), **_facts(patch)})
         return
-    rank = f", rank {patch.rank}" if patch.is_low_rank else ""
+    rank = f", rank {patch.rank}" if patch.rank else ""
     size = human_bytes(output.stat().st_size)
-    print(f"{output}: {len(patch.deltas)} tensors{rank}, {size}, {patch.identity[:16]}")
+    print(f"{output}: {len(patch.touches)} tensors{rank}, {size}, {patch.identity[:16]}")
 
 
 def _facts(patch: Patch) -> dict[str, Any]:
     return {
         "identity": patch.identity,
         "base": patch.base,
-        "tensors": len(patch.deltas),
-        "kinds": ", ".join(sorted({delta.kind for delta in patch.deltas.values()})),
+        "tensors": len(patch.touches),
+        "kinds": ", ".join(sorted({one.kind for one in (*patch.deltas.values(), *patch.wrappers.values())})),
         "rank": patch.rank,
         "bytes": patch.bytes,
         "norm": patch.norm(),
@@ -235,6 +235,15 @@ def _rows(patch: Patch) -> list[dict[str, Any]]:
             "norm": delta.norm(),
         }
         for name, delta in patch.deltas.items()
+    ] + [
+        {
+            "tensor": name,
+            "shape": ", ".join(f"{part} {'x'.join(map(str, tensor.shape))}" for part, tensor in one.tensors.items()),
+            "kind": one.kind,
+            "rank": None,
+            "norm": None,
+        }
+        for name, one in patch.wrappers.items()
     ]
 
 

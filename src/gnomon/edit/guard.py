@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,4 +112,4 @@ def joined(before: Patch, added: Patch) -> Patch:
     facts = [*before.metadata.get("facts", []), *added.metadata.get("facts", [])]
     metadata = {**added.metadata, "facts": facts}
     report = {"facts": [*before.report.get("facts", []), *added.report.get("facts", [])]}
-    return Patch(total.deltas, before.base, metadata, report, added.attachments)
+    return replace(total, metadata=metadata, report=report, attachments=added.attachments)

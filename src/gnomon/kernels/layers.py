@@ -62,5 +62,9 @@ class LayersRun(Protocol):
         batch: RaggedBatch,
         pages: list[tuple[Tensor, Tensor]],
         turns: list[tuple[Tensor, Tensor]],
+        layers: range,
     ) -> None:
-        """All layers, in place: normed ends under the last following_norm. turns: cos, sin [T, R] per rotary table."""
+        """These adjacent layers, in place: normed ends under the last one's following_norm.
+
+        turns: cos, sin [T, R] per rotary table.
+        """

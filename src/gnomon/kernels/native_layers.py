@@ -76,6 +76,7 @@ class NativeLayers:
         batch: RaggedBatch,
         pages: list[tuple[Tensor, Tensor]],
         turns: list[tuple[Tensor, Tensor]],
+        layers: range,
     ) -> None:
         if pages is not self._pages:
             array = pointer * len(pages)
@@ -90,12 +91,12 @@ class NativeLayers:
             *(batch.page_tables_SP.data_ptr(), batch.sequences_T.data_ptr()),
             *(batch.positions_T.data_ptr(), batch.slots_T.data_ptr()),
         )
-        groups, _kept = _native_rows(batch.side_rows)
+        groups, _kept = _native_rows(batch.side_rows, layers.start)
         done = self.library.gnomon_layers(
-            self._layers,
-            len(self._layers),
+            ctypes.byref(self._layers, layers.start * ctypes.sizeof(NativeLayer)),
+            len(layers),
             ctypes.byref(step),
-            *self._addresses,
+            *(ctypes.byref(array, layers.start * ctypes.sizeof(pointer)) for array in self._addresses),
             normed_TC.data_ptr(),
             residual_TC.data_ptr(),
             groups,
@@ -116,11 +117,12 @@ def _native_layer(plan: LayerPlan) -> NativeLayer:
     )
 
 
-def _native_rows(rows: list[SideRows]) -> tuple[Any, list[Any]]:
-    """The groups as a C array, and what must live as long as it is used."""
+def _native_rows(rows: list[SideRows], first: int) -> tuple[Any, list[Any]]:
+    """The groups as a C array, their deltas counted from this layer on, and what must live as long as it is used."""
     if not rows:
         return None, []
-    arrays = [(pointer * len(group.paths))(*map(_native_path, group.paths)) for group in rows]
+    skipped = first * len(SLOTS) * ctypes.sizeof(NativeSideDelta)
+    arrays = [(pointer * len(group.paths))(*(_native_path(path) + skipped for path in group.paths)) for group in rows]
     pairs = zip(rows, arrays, strict=True)
     groups = [NativeSideRows(g.begin, g.end, ctypes.addressof(a), len(g.paths)) for g, a in pairs]
     return (NativeSideRows * len(groups))(*groups), arrays

@@ -7,7 +7,7 @@ Legend: T rows, K inputs, N outputs, r rank, V vocabulary, C hidden channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from gnomon.kernels.operators import LinearWeight, Operators
+    from gnomon.kernels.wrappers import Wrapping
 
 SLOTS = ("query", "key", "value", "attention_out", "gate", "up", "down")
 """The projections of a layer, in csrc/side.h's order."""
@@ -49,13 +50,14 @@ class SideEmbedding:
 @dataclass(frozen=True, eq=False)
 class SidePath:
     """One patch, laid out for one network. layers: per layer, a delta or None per slot. modules: for networks that
-    are not ours, up and down by the name of the module.
+    are not ours, up and down by the name of the module. wrappers: by layer, what acts on activations.
     """
 
     layers: tuple[tuple[SideDelta | None, ...], ...] = ()
     embedding: SideEmbedding | None = None
     head: SideDelta | None = None
     modules: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    wrappers: Mapping[int, tuple[Wrapping, ...]] = field(default_factory=dict)
     native: list[Any] = field(default_factory=list, repr=False)
     """The same as C structures, made once by the operators that want them."""
 

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from gnomon.errors import PatchError, PatchNotFound, UsageError
 from gnomon.kernels.side import SidePath
 from gnomon.models.cache import atomic_write, cache_dir
 from gnomon.models.checkpoint import Checkpoint
-from gnomon.models.patch import LowRank, Patch
+from gnomon.models.patch import LowRank, Patch, PatchedCheckpoint, Wrapper
 from gnomon.models.patch.file import SUFFIX
 from gnomon.models.patch.open import open_patch
 from gnomon.models.patch.overlay import check_fits
@@ -35,7 +35,7 @@ IDENTITY = re.compile(r"[0-9a-f]{64}")
 class Layout(Protocol):
     """What the table needs of a network."""
 
-    def side_path(self, factors: dict[str, Any]) -> SidePath: ...
+    def side_path(self, factors: dict[str, Any], wrappers: Mapping[str, Wrapper]) -> SidePath: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Laid:
             "object": "patch",
             "identity": self.identity,
             "base": self.patch.base,
-            "tensors": len(self.patch.deltas),
+            "tensors": len(self.patch.touches),
             "rank": self.patch.rank,
             "bytes": self.patch.bytes,
             "created": int(self.added),
@@ -122,13 +122,13 @@ class PatchTable:
         loaded = patch if isinstance(patch, Patch) else open_patch(Path(patch), self.checkpoint)
         under = self.checkpoint
         for other in below:
-            under = other.patch.apply(under, any_base=True)
+            under = PatchedCheckpoint(under, other.patch, any_base=True)
         check_fits(loaded, under)
         if source is not None:
             _remember(loaded.identity, Path(source))
         with self._lock:
             twin = self._in_use.get(loaded.identity)
-            side = twin.side if twin is not None else self._network.side_path(_factors(loaded))
+            side = twin.side if twin is not None else self._network.side_path(_factors(loaded), loaded.wrappers)
             laid = Laid(name or loaded.identity[:12], loaded, side, source, time.time())
             self._in_use[loaded.identity] = laid
         return laid

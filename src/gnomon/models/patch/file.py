@@ -1,5 +1,6 @@
-"""A patch as one safetensors file: `NAME.up`, `NAME.down`, `NAME.indices`, `NAME.values`, `NAME.delta` per tensor, and
-one JSON header entry `gnomon.patch` with the rest. Written whole or not at all; read with every digest checked.
+"""A patch as one safetensors file: `NAME.up`, `NAME.down`, `NAME.indices`, `NAME.values`, `NAME.delta` per tensor,
+`wrapper:layers.N.KIND.PART` per wrapper, and one JSON header entry `gnomon.patch` with the rest. Written whole or not
+at all; read with every digest checked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from gnomon.errors import CheckpointError, PatchError, UnsupportedModel
 from gnomon.models import identity
 from gnomon.models.cache import atomic_write
 from gnomon.models.patch.deltas import Delta, from_parts
+from gnomon.models.patch.wrapper import by_name
 from gnomon.models.safetensors_checkpoint import read_header
 
 if TYPE_CHECKING:
@@ -29,11 +31,7 @@ def write_patch(patch: Patch, path: Path) -> Path:
     """Raises PatchError for provenance that is not JSON, OSError when the disk refuses."""
     from safetensors.torch import save
 
-    tensors = {
-        f"{name}.{part}": tensor.detach().contiguous().clone()
-        for name, delta in patch.deltas.items()
-        for part, tensor in delta.tensors.items()
-    }
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in patch.tensors().items()}
     tensors |= {ATTACHMENT + name: tensor.detach().contiguous() for name, tensor in patch.attachments.items()}
     about = {
         "schema": SCHEMA,
@@ -64,19 +62,21 @@ def is_patch_file(path: Path) -> bool:
 def read_patch(path: Path) -> Patch:
     from safetensors.torch import load_file
 
-    from gnomon.models.patch.patch import Patch
+    from gnomon.models.patch.patch import WRAPPER, Patch
 
     about = _about(path)
     tensors = load_file(path)
     if _content(tensors) != about.get("content"):
         raise PatchError(f"{path} is damaged: its content is not what its header says.", hint="Fetch or make it again.")
     attachments = {name.removeprefix(ATTACHMENT): t for name, t in tensors.items() if name.startswith(ATTACHMENT)}
+    wrapped = {name.removeprefix(WRAPPER): t for name, t in tensors.items() if name.startswith(WRAPPER)}
+    added = {name: t for name, t in tensors.items() if not name.startswith((ATTACHMENT, WRAPPER))}
+    try:
+        wrappers = {name: by_name(name, parts) for name, parts in _parts(wrapped).items()}
+    except PatchError as error:
+        raise PatchError(f"{path}: {error.message}", hint=error.hint) from None
     patch = Patch(
-        _deltas(path, {n: t for n, t in tensors.items() if not n.startswith(ATTACHMENT)}, about["shapes"]),
-        about["base"],
-        about["metadata"],
-        about["report"],
-        attachments,
+        _deltas(path, added, about["shapes"]), about["base"], about["metadata"], about["report"], attachments, wrappers
     )
     if patch.identity != about["identity"]:
         raise PatchError(f"{path} is damaged: its identity is not the one in its header.")
@@ -117,17 +117,22 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _deltas(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]]) -> dict[str, Delta]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition(".")
-        parts.setdefault(name, {})[part] = tensor
     deltas: dict[str, Delta] = {}
-    for name, found in parts.items():
+    for name, found in _parts(tensors).items():
         try:
             deltas[name] = from_parts(found, tuple(shapes[name]) if name in shapes else None)
         except PatchError as error:
             raise PatchError(f"{path}: `{name}`: {error.message}", hint=error.hint) from None
     return deltas
+
+
+def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`NAME.PART` -> tensors by name, then by part."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(".")
+        parts.setdefault(name, {})[part] = tensor
+    return parts
 
 
 def _content(tensors: dict[str, Tensor]) -> str:

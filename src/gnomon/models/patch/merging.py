@@ -76,13 +76,15 @@ def merge_patches(
         **({"density": density} if method == "ties" else {}),
         "of": [patch.identity for patch in patches],
     }
+    if method == "ties" and (wrapped := [name for patch in patches for name in patch.wrappers]):
+        raise PatchError(f"TIES merges what is added to weights, not what acts on activations ({wrapped[0]}).")
     if method == "ties":
         return Patch(_ties(patches, factors, density), _one_base(patches), metadata)
     scale = total if method == "mean" else 1.0
     joined = patches[0] * (factors[0] / scale)
     for patch, factor in zip(patches[1:], factors[1:], strict=True):
         joined = joined + patch * (factor / scale)
-    return Patch(joined.deltas, joined.base, metadata)
+    return Patch(joined.deltas, joined.base, metadata, wrappers=joined.wrappers)
 
 
 def _one_base(patches: Sequence[Patch]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -20,18 +20,25 @@ from torch import Tensor
 from gnomon.errors import PatchError
 from gnomon.models import identity
 from gnomon.models.patch import deltas as delta_of
+from gnomon.models.patch import wrapper as wrapping
 from gnomon.models.patch.deltas import Delta, LowRank
+from gnomon.models.patch.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from gnomon.models.checkpoint import Checkpoint
     from gnomon.models.patch.overlay import PatchedCheckpoint
 
 
+WRAPPER = "wrapper:"
+"""Before the names of wrapper tensors in a file."""
+
+
 @dataclass(frozen=True, eq=False)
 class Patch:
     """deltas: by tensor name. base: identity of the checkpoint they belong to. metadata: provenance (method,
     parameters, what it was made from), JSON values. report: what was measured, JSON values. attachments: tensors that
-    travel in the file and change no weight (what a method must remember to go on later).
+    travel in the file and change no weight (what a method must remember to go on later). wrappers: what it does to
+    activations (`layers.N.KIND`), where no weight could; such a patch only runs beside the weights.
     """
 
     deltas: Mapping[str, Delta]
@@ -39,12 +46,14 @@ class Patch:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     attachments: Mapping[str, Tensor] = field(default_factory=dict)
+    wrappers: Mapping[str, Wrapper] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("metadata", "report", "attachments"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        object.__setattr__(self, "deltas", MappingProxyType(dict(sorted(self.deltas.items()))))
-        if not self.deltas:
+        for name in ("deltas", "wrappers"):
+            object.__setattr__(self, name, MappingProxyType(dict(sorted(getattr(self, name).items()))))
+        if not self.deltas and not self.wrappers:
             raise PatchError("A patch without deltas changes nothing.")
 
     # -- files --------------------------------------------------------------------------------------------------
@@ -66,14 +75,23 @@ class Patch:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 (hex) over the base and every delta; provenance, report and attachments do not count."""
+        """sha256 (hex) over the base, every delta and wrapper; provenance, report and attachments do not count."""
         entries = [
-            (f"{name}.{part}", str(tensor.dtype), tuple(tensor.shape), identity.tensor_digest(tensor))
-            for name, delta in self.deltas.items()
-            for part, tensor in delta.tensors.items()
+            (name, str(tensor.dtype), tuple(tensor.shape), identity.tensor_digest(tensor))
+            for name, tensor in self.tensors().items()
         ]
         shapes = {name: list(delta.shape) for name, delta in self.deltas.items()}
         return identity.derived("deltas", {"tensors": identity.of_tensors(entries), "shapes": shapes}, [self.base])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that it changes something with, as it stands in a file: `NAME.PART`, `wrapper:NAME.PART`."""
+        parts: dict[str, Delta | Wrapper] = {**self.deltas, **{WRAPPER + n: w for n, w in self.wrappers.items()}}
+        return {f"{name}.{part}": tensor for name, one in parts.items() for part, tensor in one.tensors.items()}
+
+    @property
+    def touches(self) -> list[str]:
+        """Names of what it changes: tensors and wrapped places."""
+        return [*self.deltas, *self.wrappers]
 
     @property
     def is_low_rank(self) -> bool:
@@ -82,14 +100,14 @@ class Patch:
 
     @property
     def rank(self) -> int | None:
-        """The largest rank; None when a delta is not low-rank."""
+        """The largest rank; None when a delta is not low-rank, or there is none."""
         ranks = [delta.rank for delta in self.deltas.values() if isinstance(delta, LowRank)]
-        return max(ranks) if len(ranks) == len(self.deltas) else None
+        return max(ranks, default=None) if len(ranks) == len(self.deltas) else None
 
     @property
     def bytes(self) -> int:
-        """Size of the deltas."""
-        return sum(t.numel() * t.element_size() for delta in self.deltas.values() for t in delta.tensors.values())
+        """Size of the deltas and wrappers."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
     def dense(self, name: str) -> Tensor:
         """One tensor's delta in full, float32. Raises PatchError for a tensor the patch leaves alone."""
@@ -109,8 +127,8 @@ class Patch:
         return hash(self.identity)
 
     def __repr__(self) -> str:
-        kinds = sorted({delta.kind for delta in self.deltas.values()})
-        return f"<Patch {self.identity[:12]} of {self.base[:12]}: {len(self.deltas)} tensors, {', '.join(kinds)}>"
+        kinds = sorted({one.kind for one in (*self.deltas.values(), *self.wrappers.values())})
+        return f"<Patch {self.identity[:12]} of {self.base[:12]}: {len(self.touches)} tensors, {', '.join(kinds)}>"
 
     # -- on a model ---------------------------------------------------------------------------------------------
 
@@ -118,10 +136,15 @@ class Patch:
         """The checkpoint seen through this patch: computed when asked for, the original untouched.
 
         Raises WrongBase when the patch was made for another model (unless any_base), PatchError when a tensor is
-        missing or has another shape.
+        missing or has another shape, or the patch acts on activations.
         """
         from gnomon.models.patch.overlay import PatchedCheckpoint
 
+        if self.wrappers:
+            raise PatchError(
+                f"This patch acts on activations ({_some(self.wrappers)}): no weights can hold it.",
+                hint="Let it run beside them: --patches FILE, model.with_patches([patch]).",
+            )
         return PatchedCheckpoint(checkpoint, self, any_base=any_base)
 
     def revert(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -149,13 +172,17 @@ class Patch:
             joined[name] = (
                 _named(name, lambda a, b: delta_of.add(a, b), joined[name], delta) if name in joined else delta
             )
-        return Patch(joined, self.base, {"method": "add", "of": [_origin(self), _origin(other)]})
+        wrappers = dict(self.wrappers)
+        for name, one in other.wrappers.items():
+            wrappers[name] = wrapping.add(wrappers[name], one) if name in wrappers else one
+        return Patch(joined, self.base, {"method": "add", "of": [_origin(self), _origin(other)]}, wrappers=wrappers)
 
     def __mul__(self, factor: float) -> Patch:
         if not math.isfinite(factor):
             raise PatchError(f"A patch cannot be scaled by {factor}.")
         scaled = {name: delta.scaled(factor) for name, delta in self.deltas.items()}
-        return Patch(scaled, self.base, {"method": "scale", "factor": factor, "of": [_origin(self)]})
+        wrappers = {name: one.scaled(factor) for name, one in self.wrappers.items()}
+        return Patch(scaled, self.base, {"method": "scale", "factor": factor, "of": [_origin(self)]}, wrappers=wrappers)
 
     __rmul__ = __mul__
 
@@ -188,18 +215,21 @@ class Patch:
         how = {"rank": rank} if rank is not None else {"energy": energy}
         metadata = {**self.metadata, "compressed": {**how, "of": self.identity}}
         report = {**self.report, "relative_error": lost}
-        return Patch(small, self.base, metadata, report, self.attachments)
+        return replace(self, deltas=small, metadata=metadata, report=report)
 
     def only(self, *parts: str) -> Patch:
-        """The deltas whose tensor name contains one of these parts."""
+        """The deltas and wrappers whose name contains one of these parts."""
         kept = {name: delta for name, delta in self.deltas.items() if any(part in name for part in parts)}
-        if not kept:
-            raise PatchError(f"No delta's name contains {' or '.join(parts)}.", hint=f"There are {_some(self.deltas)}.")
-        return Patch(kept, self.base, {**self.metadata, "only": list(parts)}, self.report, self.attachments)
+        worn = {name: one for name, one in self.wrappers.items() if any(part in name for part in parts)}
+        if not kept and not worn:
+            raise PatchError(
+                f"No delta's name contains {' or '.join(parts)}.", hint=f"There are {_some(self.touches)}."
+            )
+        return replace(self, deltas=kept, wrappers=worn, metadata={**self.metadata, "only": list(parts)})
 
     def with_report(self, **values: Any) -> Patch:
         """The same patch with more in its report."""
-        return Patch(self.deltas, self.base, self.metadata, {**self.report, **values}, self.attachments)
+        return replace(self, report={**self.report, **values})
 
 
 def _lost(whole: Delta, small: LowRank) -> float:

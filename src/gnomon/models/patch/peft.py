@@ -42,6 +42,8 @@ def to_peft(patch: Patch, folder: Path, *, base_name: str | None = None) -> Path
 
     ranks: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
+    if patch.wrappers:
+        raise PatchError(f"A PEFT LoRA cannot hold what acts on activations ({next(iter(patch.wrappers))}).")
     for name, delta in patch.deltas.items():
         module = name.removesuffix(".weight")
         if not isinstance(delta, LowRank) or not name.endswith(".weight") or module.endswith(LOOKED_UP):
