@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gnomon.errors import GrammarError
-from gnomon.grammar import Grammar, compile
+from gnomon.grammar import Grammar, cache, compile
 from gnomon.grammar.cache import CACHE, compile_apart, key_of, read_plan, write_plan
 from gnomon.grammar.options import GrammarOptions
 from gnomon.grammar.plans import make, plan_of, restore
@@ -158,3 +158,28 @@ def test_the_key_tells_apart_what_compiles_differently() -> None:
     swapped = {"type": "object", "properties": {"b": {}, "a": {}}}
     keys = {key_of({"schema": schema}), key_of({"schema": swapped}), key_of({"schema": schema, "formats": "annotate"})}
     assert len(keys) == 3 and key_of({"schema": dict(schema)}) in keys
+
+
+def test_a_caller_may_bound_the_time_of_compiling() -> None:
+    """In Python, too: nothing inside a process could stop the mask engine."""
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    grammar = compile(schema, seconds=20)
+    assert grammar.accepts("[1,2]") and not grammar.accepts("[1,1]")
+    assert compile(type=list[int], seconds=20).parse("[1]") == [1]
+    elsewhere = compile({"$ref": "urn:a"}, registry={"urn:a": {"type": "integer"}}, seconds=20)
+    assert elsewhere.accepts("1") and not elsewhere.accepts('"x"')
+    with pytest.raises(GrammarError, match=r"0\.001 s"):
+        compile(schema, seconds=0.001)
+
+
+def test_a_large_grammar_is_compiled_in_a_process_that_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LARGE", 100)
+    monkeypatch.setattr(cache, "LARGE_SECONDS", 0.001)
+    cache.own_worker.cache_clear()
+    options = GrammarOptions.model_validate({"schema": {"type": "object", "properties": {"a" * 100: {}}}})
+    try:
+        with pytest.raises(GrammarError, match=r"0\.001 s"):
+            options.grammar()
+    finally:
+        cache.own_worker().close()
+        cache.own_worker.cache_clear()

@@ -152,6 +152,12 @@ def test_a_conversation_with_calls_and_results_goes_on(client: OpenAI) -> None:
     assert ask(client, messages=messages, tools=TOOLS, max_tokens=5).choices[0].message.content is not None
 
 
+TAGGED = {
+    "type": "structural_tag",
+    "format": {"type": "tag", "begin": "a", "content": {"type": "regex", "pattern": "[ab]"}, "end": "b"},
+}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -162,6 +168,10 @@ def test_a_conversation_with_calls_and_results_goes_on(client: OpenAI) -> None:
         {"ebnf": 'root ::= "aba"'},
         {"grammar": 'root ::= "aba" | "bab"'},
         {"grammar": {"choices": ["aba"]}},
+        {"grammar": {"ebnf": "Aba ::= 'aba' | \"bab\""}},
+        {"structured_outputs": {"structural_tag": json.dumps(TAGGED)}},
+        {"structural_tag": TAGGED},
+        {"response_format": TAGGED},
     ],
     ids=str,
 )

@@ -7,17 +7,21 @@ tokenizer's hash. A server compiles in a Worker (`compile_apart`); everywhere el
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from gnomon.errors import GrammarError
 from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.plans import Arguments, Plan, make, plan_of, restore
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 
 KEPT = 256
 KEPT_ON_DISK = 1000
+LARGE = 50_000
+"""Characters of a grammar from which it is compiled in a worker anywhere, with LARGE_SECONDS to do it: some keep the
+mask engine busy for very long, and nothing inside this process could end that."""
+LARGE_SECONDS = 60.0
 SLOW = 0.05
 """Seconds of compiling from which a plan is worth a file."""
 MADE_BY = "/".join(version(name) for name in ("gnomon", "llguidance", "jsonschema_rs"))
@@ -49,24 +57,25 @@ class GrammarCache:
 
     def get(self, arguments: Arguments, tokenizer: Tokenizer | None = None) -> Grammar:
         """Raises GrammarError."""
-        key = key_of(arguments)
+        text = canonical(arguments)
+        key = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        grammar = self._found(key, arguments, tokenizer)
+        grammar = self._found(key, arguments, tokenizer, large=len(text) > LARGE)
         with self._lock:
             self._known[key] = grammar
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return grammar
 
-    def _found(self, key: str, arguments: Arguments, tokenizer: Tokenizer | None) -> Grammar:
+    def _found(self, key: str, arguments: Arguments, tokenizer: Tokenizer | None, *, large: bool) -> Grammar:
         if (plan := read_plan(key)) is not None:
             return restore(arguments, plan)
         started = time.monotonic()
-        if self.worker is not None:
-            plan = self.worker.plan(arguments)
+        if self.worker is not None or large:
+            plan = (self.worker or own_worker()).plan(arguments)
             grammar = restore(arguments, plan)
         else:
             grammar = make(arguments, tokenizer)
@@ -80,6 +89,23 @@ class GrammarCache:
 
 
 CACHE = GrammarCache()
+
+
+@cache
+def own_worker() -> Worker:
+    """Of a process that is no server."""
+    worker = Worker(LARGE_SECONDS)
+    atexit.register(worker.close)
+    return worker
+
+
+def compile_within(seconds: float, arguments: Arguments, convert: Callable[[Any], Any] | None = None) -> Grammar:
+    """Compile in a worker. convert: from values to a type. Raises GrammarError, also when it takes longer."""
+    try:
+        plan = own_worker().plan(arguments, seconds=seconds)
+    except TypeError:
+        raise GrammarError("A schema, registry or grammar that is compiled within `seconds` is plain JSON.") from None
+    return restore(arguments, plan).converting(convert)
 
 
 def compile_apart(worker: Worker | None) -> None:
@@ -102,6 +128,8 @@ def compiled(options: GrammarOptions, tokenizer: Tokenizer | None = None) -> Gra
         ("regex", options.regex),
         ("lark", options.lark),
         ("gbnf", options.gbnf),
+        ("ebnf", options.ebnf),
+        ("structural_tag", options.structural_tag),
         ("choices", options.choices),
     ):
         if value is not None:
@@ -112,9 +140,12 @@ def compiled(options: GrammarOptions, tokenizer: Tokenizer | None = None) -> Gra
         return compile_grammar(**arguments, tokenizer=tokenizer)
 
 
+def canonical(arguments: Arguments) -> str:
+    return json.dumps([MADE_BY, arguments], separators=(",", ":"), ensure_ascii=False)
+
+
 def key_of(arguments: Arguments) -> str:
-    text = json.dumps([MADE_BY, arguments], separators=(",", ":"), ensure_ascii=False)
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(canonical(arguments).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------

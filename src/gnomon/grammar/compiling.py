@@ -14,6 +14,7 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 from gnomon.errors import GrammarError
+from gnomon.grammar.ebnf import ebnf_to_lark
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.python_types import schema_of_type
@@ -22,6 +23,7 @@ from gnomon.grammar.schema.build import compile_schema
 from gnomon.grammar.schema.checks import PatternHints
 from gnomon.grammar.schema.lookaround import language
 from gnomon.grammar.schema.patterns import for_mask
+from gnomon.grammar.structural import structural_tag as tagged
 from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary, vocabulary_of
 from gnomon.models.tokenizer import Tokenizer
 
@@ -36,23 +38,29 @@ def compile(
     regex: str | None = None,
     lark: str | None = None,
     gbnf: str | None = None,
+    ebnf: str | None = None,
     choices: Sequence[str] | None = None,
+    structural_tag: Any = None,
     type: Any = None,
     registry: Mapping[str, Any] | None = None,
     formats: str = "assert",
     whitespace: str = "compact",
     tokenizer: Tokenizer | None = None,
+    seconds: float | None = None,
 ) -> Grammar:
     """Compile one grammar.
 
-    schema: a JSON Schema (mapping, bool or JSON text). regex: matches the whole text. lark, gbnf: context-free
-    grammars. choices: the exact texts allowed. type: a pydantic model, dataclass, TypedDict, Enum, Literal, or any type
+    schema: a JSON Schema (mapping, bool or JSON text). regex: matches the whole text. lark, gbnf, ebnf: context-free
+    grammars, the last as the W3C writes them. choices: the exact texts allowed. structural_tag: free text with tags in
+    it, in vLLM's and xgrammar's JSON. type: a pydantic model, dataclass, TypedDict, Enum, Literal, or any type
     that pydantic takes. registry: documents that `$ref` may name, by URI. formats: "assert" or "annotate". whitespace:
     "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON). tokenizer: of the model that will
-    write; its masks are then made at once, which makes the first one come sooner.
+    write; its masks are then made at once, which makes the first one come sooner. seconds: compile in a process of its
+    own, which is ended when it takes longer (starting it takes about a second, the first time).
     Raises GrammarError.
     """
-    given = {"schema": schema, "regex": regex, "lark": lark, "gbnf": gbnf, "choices": choices, "type": type}
+    given = {"schema": schema, "regex": regex, "lark": lark, "gbnf": gbnf, "ebnf": ebnf, "choices": choices}
+    given |= {"structural_tag": structural_tag, "type": type}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise GrammarError(
@@ -61,6 +69,8 @@ def compile(
         )
     if whitespace not in WHITESPACE or formats not in ("assert", "annotate"):
         raise GrammarError('`whitespace` is "compact" or "flexible", `formats` is "assert" or "annotate".')
+    if seconds is not None:
+        return _within(seconds, given, {"registry": registry, "formats": formats, "whitespace": whitespace})
     vocabulary = byte_vocabulary() if tokenizer is None else vocabulary_of(tokenizer)
     if regex is not None:
         return _of_regex(regex, vocabulary)
@@ -70,6 +80,10 @@ def compile(
         return _of_lark(lark, "lark", vocabulary)
     if gbnf is not None:
         return _of_lark(_from_gbnf(gbnf), "gbnf", vocabulary)
+    if ebnf is not None:
+        return _of_lark(ebnf_to_lark(ebnf) if isinstance(ebnf, str) else ebnf, "ebnf", vocabulary)
+    if structural_tag is not None:
+        return tagged(read_schema(structural_tag), spaces=WHITESPACE[whitespace], vocabulary=vocabulary)
     convert = None
     if type is not None:
         schema, convert = schema_of_type(type)
@@ -84,11 +98,23 @@ def compile(
     return Grammar(
         compiled.grammar,
         compiled.report,
+        unsatisfiable=compiled.unsatisfiable,
         validators=compiled.validators,
         convert=convert,
         source=schema,
         matcher=compiled.matcher,
     )
+
+
+def _within(seconds: float, given: Mapping[str, Any], more: Mapping[str, Any]) -> Grammar:
+    """What `compile` does, in a worker's time."""
+    from gnomon.grammar.cache import compile_within  # which stands on this module
+
+    convert = None
+    arguments = {name: value for name, value in {**given, **more}.items() if value is not None}
+    if "type" in arguments:
+        arguments["schema"], convert = schema_of_type(arguments.pop("type"))
+    return compile_within(seconds, arguments, convert)
 
 
 def _of_regex(pattern: str, vocabulary: Vocabulary) -> Grammar:
@@ -137,13 +163,13 @@ def _made(mask: str, kind: str, source: Any, vocabulary: Vocabulary, hints: Patt
         matcher = Matcher(vocabulary, mask)
     except GrammarError as error:
         if "Unsatisfiable" in error.message:
-            return Grammar(mask, Report(kind, unsatisfiable=True), source=source)
+            return Grammar(mask, Report(kind, unsatisfiable=True), unsatisfiable=True, source=source)
         raise GrammarError(f"The {kind} grammar is wrong: {error.message}", param=kind) from None
     return Grammar(mask, Report(kind), checks=hints, source=source, matcher=matcher)
 
 
 def read_schema(given: Any) -> Any:
-    """A schema, or its JSON text -> the schema. Raises GrammarError."""
+    """A schema (or a structural tag), or its JSON text -> the value. Raises GrammarError."""
     if not isinstance(given, str):
         return given
     try:

@@ -39,14 +39,15 @@ class Verdict:
 
 
 class Grammar:
-    """compile() makes it. mask: for llguidance; validators: of a schema's values; checks: of other kinds, if any;
-    matcher: a walk at its beginning, where one was made already."""
+    """compile() makes it. mask: for llguidance; report: or what makes it when it is read; validators: of a schema's
+    values; checks: of other kinds, if any; matcher: a walk at its beginning, where one was made already."""
 
     def __init__(
         self,
         mask: str,
-        report: Report,
+        report: Report | Callable[[], Report],
         *,
+        unsatisfiable: bool = False,
         validators: Validators | None = None,
         checks: Checks | None = None,
         convert: Callable[[Any], Any] | None = None,
@@ -54,7 +55,8 @@ class Grammar:
         matcher: Matcher | None = None,
     ) -> None:
         self.mask = mask
-        self.report = report
+        self._report = report
+        self.unsatisfiable = unsatisfiable
         self.validators = validators
         self.source = source
         self._convert = convert
@@ -63,6 +65,11 @@ class Grammar:
         self._searched = False
         self._lock = threading.RLock()
         self._prototypes: dict[int, Matcher] = {} if matcher is None else {id(matcher.vocabulary): matcher}
+
+    @cached_property
+    def report(self) -> Report:
+        """What becomes of every keyword."""
+        return self._report if isinstance(self._report, Report) else self._report()
 
     # -- texts --------------------------------------------------------------------------------------------------
 
@@ -73,7 +80,7 @@ class Grammar:
         of keys. whitespace="as_generated", any_order=False replays exactly what decoding does: masks, then checks.
         Other grammars know one spelling only.
         """
-        if self.report.unsatisfiable:
+        if self.unsatisfiable:
             return Verdict(False, 0, "No text satisfies this grammar.")
         if self.validators is None or (whitespace == "as_generated" and not any_order):
             return self._replay(text)
@@ -96,7 +103,7 @@ class Grammar:
         """A shortest accepted text; None when the search, which is bounded, found none."""
         with self._lock:
             if not self._searched:
-                found = None if self.report.unsatisfiable else shortest(self.byte_matcher(), self.checks)
+                found = None if self.unsatisfiable else shortest(self.byte_matcher(), self.checks)
                 self._shortest = None if found is None else found.decode("utf-8", "replace")
                 self._searched = True
         return self._shortest
@@ -104,7 +111,7 @@ class Grammar:
     def shortest(self) -> str:
         """A shortest accepted text. Raises GrammarError when there is none, or none was found within bounds."""
         if self.known_shortest() is None:
-            if self.report.unsatisfiable:
+            if self.unsatisfiable:
                 raise GrammarError(
                     "No text satisfies this grammar.", hint="Its constraints contradict each other.", param="grammar"
                 )
@@ -115,6 +122,11 @@ class Grammar:
             )
         assert self._shortest is not None
         return self._shortest
+
+    def converting(self, convert: Callable[[Any], Any] | None) -> Grammar:
+        """This grammar, whose values become a type."""
+        self._convert = convert
+        return self
 
     def remember(self, shortest: str | None) -> None:
         """What a search for the shortest text found before."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gnomon.grammar.grammar import Grammar
     from gnomon.models.tokenizer import Tokenizer
 
-KINDS = ("schema", "regex", "lark", "gbnf", "choices", "tools")
+KINDS = ("schema", "regex", "lark", "gbnf", "ebnf", "choices", "structural_tag", "tools")
 
 
 class ToolCalls(BaseModel):
@@ -33,7 +33,7 @@ class ToolCalls(BaseModel):
 
 
 class GrammarOptions(BaseModel):
-    """What the text must be. Exactly one of schema, regex, lark, gbnf, choices and tools."""
+    """What the text must be. Exactly one of schema, regex, lark, gbnf, ebnf, choices, structural_tag and tools."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -41,7 +41,11 @@ class GrammarOptions(BaseModel):
     regex: Annotated[str | None, Field(description="A pattern that the whole text matches.")] = None
     lark: Annotated[str | None, Field(description="A context-free grammar in Lark's notation.")] = None
     gbnf: Annotated[str | None, Field(description="A context-free grammar in llama.cpp's notation.")] = None
+    ebnf: Annotated[str | None, Field(description="A context-free grammar in the W3C's EBNF.")] = None
     choices: Annotated[list[str] | None, Field(description="The exact texts allowed.")] = None
+    structural_tag: Annotated[
+        Any, Field(description="Free text with tags in it that are held to a schema, as vLLM and xgrammar write it.")
+    ] = None
     tools: Annotated[ToolCalls | None, Field(description="Calls of functions.")] = None
     whitespace: Annotated[
         Literal["compact", "flexible"], Field(description="JSON without spaces, or with up to two between tokens.")
@@ -70,7 +74,8 @@ class GrammarOptions(BaseModel):
         if isinstance(value, Grammar) or looks_like_type(value):
             return {"schema": value}
         if isinstance(value, Mapping) and not _are_options(value):
-            return {"schema": dict(value)}
+            kind = "structural_tag" if value.get("type") == "structural_tag" else "schema"
+            return {kind: dict(value)}
         return {"schema": value} if isinstance(value, bool) else value
 
     @model_validator(mode="after")
@@ -97,11 +102,12 @@ def _are_options(value: Mapping[str, Any]) -> bool:
 
 
 def parse_text(text: str) -> Any:
-    """`--grammar FILE`: the suffix says what it is. .json: a schema; .lark; .gbnf; .txt: choices, one a line."""
+    """`--grammar FILE`: the suffix says what it is. .json: a schema or a structural tag; .lark; .gbnf; .ebnf; .txt:
+    choices, one a line."""
     if text.lstrip()[:1] == "{":
-        return parse_schema(text)
+        return _as_tag(parse_schema(text)["schema"])
     path = Path(text)
-    kinds = {".json": "schema", ".lark": "lark", ".gbnf": "gbnf", ".ebnf": "gbnf", ".txt": "choices"}
+    kinds = {".json": "schema", ".lark": "lark", ".gbnf": "gbnf", ".ebnf": "ebnf", ".txt": "choices"}
     kind = kinds.get(path.suffix)
     if kind is None:
         raise GrammarError(
@@ -109,7 +115,14 @@ def parse_text(text: str) -> Any:
             hint="Or use --schema FILE, --regex PATTERN, --choices A,B.",
             param="grammar",
         )
-    return {kind: _read(path, kind)}
+    read = _read(path, kind)
+    return _as_tag(read) if kind == "schema" else {kind: read}
+
+
+def _as_tag(value: Any) -> dict[str, Any]:
+    """A JSON value as what it is: a structural tag says so."""
+    tagged = isinstance(value, Mapping) and value.get("type") == "structural_tag"
+    return {"structural_tag" if tagged else "schema": value}
 
 
 def parse_schema(text: str) -> Any:

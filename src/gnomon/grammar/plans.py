@@ -15,7 +15,7 @@ from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.compiling import pattern_hints, read_schema
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.report import Report
-from gnomon.grammar.schema.bounds import plain
+from gnomon.grammar.schema.bounds import checked
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, custom_tool, tool_grammar
 from gnomon.models.tokenizer import Tokenizer
@@ -67,16 +67,19 @@ def restore(arguments: Arguments, plan: Plan) -> Grammar:
         made = Grammar(plan.mask, plan.report, checks=checks, source=tools["functions"])
     elif "schema" in arguments:
         schema = read_schema(arguments["schema"])
-        validators = Validators.of(plain(schema), None, arguments.get("formats") != "annotate")
+        validators = Validators(checked(schema), arguments.get("registry"), arguments.get("formats") != "annotate")
         validators.watch(plan.report.post_validated)
-        made = Grammar(plan.mask, plan.report, validators=validators, source=schema)
+        unsatisfiable = plan.report.unsatisfiable
+        made = Grammar(plan.mask, plan.report, unsatisfiable=unsatisfiable, validators=validators, source=schema)
+    elif "structural_tag" in arguments:
+        made = make(arguments)
     else:
-        source = next(arguments[kind] for kind in ("regex", "lark", "gbnf", "choices") if kind in arguments)
+        source = next(arguments[kind] for kind in ("regex", "lark", "gbnf", "ebnf", "choices") if kind in arguments)
         hints = pattern_hints(arguments["regex"]) if "regex" in arguments else None
-        made = Grammar(plan.mask, plan.report, checks=hints, source=source)
+        made = Grammar(plan.mask, plan.report, unsatisfiable=plan.report.unsatisfiable, checks=hints, source=source)
     made.remember(plan.shortest)
     return made
 
 
 def _validators(schema: Any) -> Validators:
-    return Validators.of(plain(NO_PARAMETERS if schema is None else schema), None, True)
+    return Validators(checked(NO_PARAMETERS if schema is None else schema), None, True)

@@ -276,7 +276,7 @@ class GrammarStage:
 def build(options: GrammarOptions, context: StageContext) -> GrammarStage:
     """Raises GrammarError before any decoding: unsatisfiable, or no complete text fits the token limit."""
     grammar = options.grammar(context.tokenizer)
-    if grammar.report.unsatisfiable:
+    if grammar.unsatisfiable:
         grammar.shortest()  # says why
     shortest = grammar.shortest_tokens(context.tokenizer) if grammar.known_shortest() is not None else None
     if options.on_length == "close" and shortest is not None and context.max_tokens < len(shortest):

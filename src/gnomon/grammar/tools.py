@@ -151,7 +151,7 @@ def _arguments(place: int, tool: Mapping[str, Any]) -> Compiled:
         compiled = compile_schema(NO_PARAMETERS if schema is None else schema)
     except GrammarError as error:
         raise GrammarError(error.message, hint=error.hint, param=f"tools[{place}]") from None
-    if compiled.report.unsatisfiable:
+    if compiled.unsatisfiable:
         raise GrammarError(f"No arguments satisfy the schema of `{tool['name']}`.", param=f"tools[{place}]")
     return compiled
 
@@ -160,7 +160,7 @@ def _compiled_content(schema: Any) -> Compiled | None:
     if schema is None:
         return None
     compiled = compile_schema(schema)
-    if compiled.report.unsatisfiable:
+    if compiled.unsatisfiable:
         raise GrammarError("No text satisfies the schema of the response.", param="response_format")
     return compiled
 

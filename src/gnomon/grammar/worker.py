@@ -36,23 +36,25 @@ class Worker:
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def plan(self, arguments: Arguments) -> Plan:
-        """Compile in a child. Raises GrammarError, also when it takes too long or too much."""
+    def plan(self, arguments: Arguments, seconds: float | None = None) -> Plan:
+        """Compile in a child. seconds: in place of the worker's own. Raises GrammarError, also when it takes too long
+        or too much."""
+        seconds = self.seconds if seconds is None else seconds
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with mine:
             with theirs:
                 self._hand_over(theirs)
-            job = {"arguments": arguments, "seconds": self.seconds, "megabytes": self.megabytes}
-            mine.settimeout(self.seconds + 5)
+            job = {"arguments": arguments, "seconds": seconds, "megabytes": self.megabytes}
+            mine.settimeout(seconds + 5)
             with contextlib.suppress(OSError):  # a child that is gone already says so by its silence
                 mine.sendall(json.dumps(job).encode())
                 mine.shutdown(socket.SHUT_WR)
-            return self._answer(_received(mine))
+            return self._answer(_received(mine), seconds)
 
-    def _answer(self, raw: bytes) -> Plan:
+    def _answer(self, raw: bytes, seconds: float) -> Plan:
         if not raw:
             raise GrammarError(
-                f"Compiling the grammar took more than {self.seconds:g} s or {self.megabytes} MB: it is refused.",
+                f"Compiling the grammar took more than {seconds:g} s or {self.megabytes} MB: it is refused.",
                 hint="Make it smaller: fewer alternatives, shorter repetitions, simpler patterns.",
                 param="grammar",
             )

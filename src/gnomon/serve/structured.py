@@ -1,7 +1,8 @@
 """Request fields that constrain the answer -> the `grammar` option: response_format and other servers' spellings.
 
-OpenAI's response_format (text, json_object, json_schema), vLLM's structured_outputs and guided_*, SGLang's json_schema,
-regex and ebnf. `grammar` itself is the registry's. Raises UsageError in OpenAI's words where OpenAI has some.
+OpenAI's response_format (text, json_object, json_schema), vLLM's structural_tag, structured_outputs and guided_*,
+SGLang's json_schema, regex and ebnf. `grammar` itself is the registry's. Raises UsageError in OpenAI's words where
+OpenAI has some.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ ALIASES = {
     "json_schema": "schema",
     "regex": "regex",
     "ebnf": "gbnf",
+    "structural_tag": "structural_tag",
 }
-STRUCTURED_OUTPUTS = {"json": "schema", "regex": "regex", "choice": "choices", "grammar": "gbnf"}
+STRUCTURED_OUTPUTS = {
+    "json": "schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "gbnf",
+    "structural_tag": "structural_tag",
+}
 
 
 class SchemaRefused(UsageError):
@@ -62,9 +70,12 @@ def _of_response_format(given: Any, profile: Profile) -> dict[str, Any] | None:
         return None
     if kind == "json_object":
         return {"schema": {"type": "object"}}
+    if kind == "structural_tag":
+        return {"structural_tag": dict(given)}
     if kind != "json_schema":
         raise UsageError(
-            f"`response_format.type` is {kind!r}; known: text, json_object, json_schema.", param="response_format.type"
+            f"`response_format.type` is {kind!r}; known: text, json_object, json_schema, structural_tag.",
+            param="response_format.type",
         )
     described = given.get("json_schema")
     if not isinstance(described, Mapping):
@@ -87,7 +98,7 @@ def _of_response_format(given: Any, profile: Profile) -> dict[str, Any] | None:
         raise SchemaRefused(
             f"Invalid schema for response_format '{name}': {error.message}", param="response_format", code=None
         ) from None
-    if compiled.report.unsatisfiable:
+    if compiled.unsatisfiable:
         raise SchemaRefused(
             f"Invalid schema for response_format '{name}': no text satisfies it.", param="response_format", code=None
         )

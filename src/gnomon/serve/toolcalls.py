@@ -68,7 +68,7 @@ def _custom(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     if isinstance(wanted, Mapping) and wanted.get("type") == "grammar" and isinstance(wanted.get("grammar"), Mapping):
         try:
             found = {wanted["grammar"].get("syntax"): wanted["grammar"].get("definition")}
-            fault = GrammarOptions.model_validate(found).grammar().report.unsatisfiable and "no text satisfies it."
+            fault = GrammarOptions.model_validate(found).grammar().unsatisfiable and "no text satisfies it."
         except GrammarError as error:
             fault = error.message
         except ValueError:
@@ -97,7 +97,7 @@ def _function(tool: Any, place: int, profile: Profile) -> dict[str, Any]:
     if fault is None:
         try:
             compiled = GrammarOptions.model_validate({"schema": schema}).grammar()
-            fault = "no arguments satisfy it." if compiled.report.unsatisfiable else None
+            fault = "no arguments satisfy it." if compiled.unsatisfiable else None
         except GrammarError as error:
             fault = error.message
     if fault is not None:

@@ -8,8 +8,9 @@ they accept of a value, except for the order of keys and the spelling of numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jsonschema_rs
@@ -19,7 +20,7 @@ from gnomon.errors import GrammarError
 from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.report import Entry, Report, Status
 from gnomon.grammar.schema import formats
-from gnomon.grammar.schema.bounds import check_bounds, draft_of, escape, plain
+from gnomon.grammar.schema.bounds import checked, draft_of, escape
 from gnomon.grammar.schema.lowering import SILENT, Lowered, NameOrder, lower
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary
@@ -60,14 +61,15 @@ _ONE = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """grammar: for the mask engine; lowered: the schema it says. validators: of the schema as written. matcher: a walk
-    at the grammar's beginning."""
+    """grammar: for the mask engine; lowered: the schema it says. report: makes the report. validators: of the schema as
+    written. matcher: a walk at the grammar's beginning."""
 
     grammar: str
-    report: Report
+    report: Callable[[], Report]
     validators: Validators
     lowered: Any = False
     matcher: Matcher | None = None
+    unsatisfiable: bool = False
 
 
 def compile_schema(
@@ -83,19 +85,19 @@ def compile_schema(
     spaces: a pattern of the whitespace that may stand between tokens of JSON; None: none. vocabulary: over which the
     grammar is tried; None: bytes.
     """
-    check_bounds(schema)
-    written = plain(schema)
+    written = checked(schema)
     draft = draft_of(written)
-    validators = Validators.of(written, registry, assert_formats)
+    validators = Validators(written, registry, assert_formats)
     options = COMPACT if spaces is None else {"whitespace_flexible": True, "whitespace_pattern": spaces}
-    bundled = _canonical(written, registry, assert_formats)
-    entries_of = _Entries(written)
-    satisfiable = jsonschema_rs.canonical.Satisfiability.UNKNOWN if bundled is None else bundled.satisfiability()
+    normal = _canonical(written, registry, assert_formats)
+    if normal is None:
+        assert validators.whole is not None  # what is wrong with a schema that has no normal form, it says
+    satisfiable = jsonschema_rs.canonical.Satisfiability.UNKNOWN if normal is None else normal.satisfiability()
     if satisfiable == jsonschema_rs.canonical.Satisfiability.NO:
-        return Compiled("", Report("schema", entries_of({}), draft, "", unsatisfiable=True), validators)
+        return _unsatisfiable(written, draft, "", validators)
     order = NameOrder(written)
     failures: list[str] = []
-    for route, lowered in _routes(written, bundled, order, draft in OLD_DRAFTS):
+    for route, lowered in _routes(written, normal, order, draft in OLD_DRAFTS):
         try:
             grammar = _grammar(lowered.schema, options)
             matcher = Matcher(vocabulary or byte_vocabulary(), grammar)
@@ -104,25 +106,34 @@ def compile_schema(
             # The engine says so of a branch that nobody has to take, too: the normal form, where sure, knows better.
             sure = satisfiable == jsonschema_rs.canonical.Satisfiability.YES
             if "Unsatisfiable schema" in error.message and not sure:
-                return Compiled("", Report("schema", entries_of({}), draft, route, unsatisfiable=True), validators)
+                return _unsatisfiable(written, draft, route, validators)
             continue
         dropped = {name: why for key, why in lowered.dropped.items() for name in DROPPED_AS.get(key, (key,))}
         if route != "as written" and dropped:
             dropped = _spread(dropped)
-        entries = entries_of(dropped)
-        validators.watch([entry for entry in entries if entry.status == "post-validated"])
-        warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
-        report = Report("schema", entries, draft, route, warnings=warnings)
+        report = partial(_report, written, draft, route, dropped)
+        if dropped:
+            validators.watch(entries_of(written, dropped, only=dropped))
         return Compiled(grammar, report, validators, lowered.schema, matcher)
     raise GrammarError("No grammar could be made of this schema. " + " ".join(failures[-2:]), param="schema")
 
 
-def _routes(written: Any, bundled: Any, order: NameOrder, old: bool) -> Iterator[tuple[str, Lowered]]:
+def _unsatisfiable(written: Any, draft: str, route: str, validators: Validators) -> Compiled:
+    report = Report("schema", entries_of(written, {}), draft, route, unsatisfiable=True)
+    return Compiled("", lambda: report, validators, unsatisfiable=True)
+
+
+def _report(written: Any, draft: str, route: str, dropped: Mapping[str, str]) -> Report:
+    warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
+    return Report("schema", entries_of(written, dropped), draft, route, warnings=warnings)
+
+
+def _routes(written: Any, canonical: Any, order: NameOrder, old: bool) -> Iterator[tuple[str, Lowered]]:
     """Candidates for the mask, best first; computed one by one."""
     as_written = lower(written, order=order, old=old)
     if not as_written.dropped:
         yield "as written", as_written
-    normal = bundled.to_json_schema() if bundled is not None else None
+    normal = canonical.to_json_schema() if canonical is not None else None
     given_up: frozenset[str] = frozenset()
     for more in ((), *GIVE_UP):
         given_up |= frozenset(more)
@@ -182,27 +193,27 @@ def _keywords(schema: Any) -> set[str]:
     return {keyword for _, keyword, _ in _walk(schema, "#")}
 
 
-class _Entries:
-    """The report's lines for one schema."""
+def entries_of(written: Any, dropped: Mapping[str, str], only: Container[str] | None = None) -> tuple[Entry, ...]:
+    """The report's lines. dropped: what the mask does not say, and why; only: some keywords' lines."""
+    return tuple(
+        _entry(path, keyword, value, dropped)
+        for path, keyword, value in _walk(written, "#")
+        if only is None or keyword in only
+    )
 
-    def __init__(self, written: Any) -> None:
-        self.walked = list(_walk(written, "#"))
 
-    def __call__(self, dropped: Mapping[str, str]) -> tuple[Entry, ...]:
-        return tuple(self._entry(path, keyword, value, dropped) for path, keyword, value in self.walked)
-
-    def _entry(self, path: str, keyword: str, value: Any, dropped: Mapping[str, str]) -> Entry:
-        status: Status = "enforced"
-        note = ""
-        if keyword in SILENT:
-            status = "annotation"
-        elif keyword == "format" and not formats.known(value):
-            status, note = "annotation", f"no rule is known for `{value}`"
-        elif keyword not in KNOWN:
-            status, note = "annotation", "no keyword of JSON Schema"
-        elif keyword in dropped:
-            status, note = "post-validated", dropped[keyword]
-        return Entry(path, keyword, status, note)
+def _entry(path: str, keyword: str, value: Any, dropped: Mapping[str, str]) -> Entry:
+    status: Status = "enforced"
+    note = ""
+    if keyword in SILENT:
+        status = "annotation"
+    elif keyword == "format" and not formats.known(value):
+        status, note = "annotation", f"no rule is known for `{value}`"
+    elif keyword not in KNOWN:
+        status, note = "annotation", "no keyword of JSON Schema"
+    elif keyword in dropped:
+        status, note = "post-validated", dropped[keyword]
+    return Entry(path, keyword, status, note)
 
 
 KNOWN = frozenset(

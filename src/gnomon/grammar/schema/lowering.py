@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -56,6 +57,13 @@ MOST_INTEGER = 2**63 - 1
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMAS = ("items", "additionalProperties", "additionalItems")
+COMPONENTS = ("components",)
+HOLDING = frozenset([*SCHEMA_MAPS, *SCHEMA_LISTS, *SCHEMAS, *COMPONENTS])
+"""Keywords with schemas below them."""
+REWRITTEN = UNSAYABLE.union(
+    COUNTS, BOUNDS, ["not", "oneOf", "propertyNames", "patternProperties", "contains", "pattern", "format"]
+)
+"""Keywords that may have to be rewritten. Most schemas have none of them."""
 MOST_BRANCHES = 32
 FIRST_PLACES = 6
 """How far into an array the mask looks for the item that `contains` asks for; later places are left to chance."""
@@ -92,30 +100,37 @@ class NameOrder:
     """In which order the properties of each object are written in a schema."""
 
     def __init__(self, schema: Any) -> None:
-        self.places: dict[str, int] = {}
-        self.objects: dict[tuple[str, ...], None] = {}
+        self._schema = schema
         self._known: dict[tuple[str, ...], list[str]] = {}
-        stack = [schema]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, int], dict[tuple[str, ...], None]]:
+        """(place of each name's first mention, the objects' names)."""
+        places: dict[str, int] = {}
+        objects: dict[tuple[str, ...], None] = {}
+        stack = [self._schema]
         while stack:
             value = stack.pop()
             if isinstance(value, dict):
                 if isinstance(names := value.get("properties"), dict):
-                    self.objects[tuple(names)] = None
+                    objects[tuple(names)] = None
                     for name in names:
-                        self.places.setdefault(name, len(self.places))
+                        places.setdefault(name, len(places))
                 stack.extend(reversed(list(value.values())))
             elif isinstance(value, list):
                 stack.extend(reversed(value))
+        return places, objects
 
     def sorted(self, names: Iterable[str]) -> list[str]:
         """As in the written object that shares most names with these (the smallest such); the others behind them."""
         wanted = tuple(names)
         if wanted not in self._known:
+            places, objects = self._read
             together = frozenset(wanted)
-            nearest = max(self.objects, key=lambda one: (len(together.intersection(one)), -len(one)), default=())
+            nearest = max(objects, key=lambda one: (len(together.intersection(one)), -len(one)), default=())
             first = {name: place for place, name in enumerate(nearest)}
-            last = len(self.places)
-            self._known[wanted] = sorted(wanted, key=lambda name: (first.get(name, last), self.places.get(name, last)))
+            last = len(places)
+            self._known[wanted] = sorted(wanted, key=lambda name: (first.get(name, last), places.get(name, last)))
         return self._known[wanted]
 
 
@@ -126,6 +141,7 @@ class _Lowering:
         self.result = result
         self.order = order
         self.also_drop = also_drop
+        self.rewritten = REWRITTEN | also_drop | {"$ref"} if old else REWRITTEN | also_drop
         self.steps: tuple[Callable[[Node], None], ...] = (
             self._drop_unsayable,
             self._not,
@@ -143,24 +159,26 @@ class _Lowering:
         if not isinstance(schema, dict):
             return schema
         out: Node = {key: value for key, value in schema.items() if key not in SILENT}
-        if schema.get("enum") == []:
+        if out.get("enum") == []:
             return False
-        for step in self.steps:
-            step(out)
-        for key in SCHEMA_MAPS:
-            if isinstance(out.get(key), dict):
-                out[key] = {name: self.node(value) for name, value in out[key].items()}
-        for key in SCHEMA_LISTS:
-            if isinstance(out.get(key), list):
-                out[key] = [self.node(value) for value in out[key]]
-        for key in SCHEMAS:
-            if isinstance(out.get(key), list):
-                out[key] = [self.node(value) for value in out[key]]
-            elif key in out:
-                out[key] = self.node(out[key])
+        if not self.rewritten.isdisjoint(out):
+            for step in self.steps:
+                step(out)
+        for key in HOLDING.intersection(out):
+            out[key] = self._below(key, out[key])
         if self.reorder and isinstance(out.get("properties"), dict):
             out["properties"] = {name: out["properties"][name] for name in self.order.sorted(out["properties"])}
         return out
+
+    def _below(self, key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return value if key in SCHEMA_MAPS else [self.node(item) for item in value]
+        if key in SCHEMA_MAPS:
+            return {name: self.node(item) for name, item in value.items()} if isinstance(value, dict) else value
+        if key in COMPONENTS:  # where descriptions of HTTP interfaces keep what they refer to
+            schemas = value.get("schemas") if isinstance(value, dict) else None
+            return {**value, "schemas": self._below("$defs", schemas)} if isinstance(schemas, dict) else value
+        return value if key in SCHEMA_LISTS else self.node(value)
 
     def _drop_unsayable(self, out: Node) -> None:
         if "if" in out and isinstance(out.get("then"), dict) and isinstance(out.get("else"), dict):

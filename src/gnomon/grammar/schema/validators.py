@@ -19,6 +19,11 @@ from gnomon.grammar.schema.bounds import escape
 
 BACKTRACKS = 100_000
 PATTERN_BYTES = 10_000_000
+PATTERN_ENGINES = (
+    jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES),
+    jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS, size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES),
+)
+"""Of linear time where it can read the pattern, else of bounded backtracking."""
 MOST_STEPS = 64
 """References and allOf that are followed at one place."""
 _UNCERTAIN = frozenset(
@@ -42,12 +47,14 @@ Step = str | int
 
 
 class Validators:
-    """One schema's validators: of the whole, and of each certain place that something is left to check at."""
+    """One schema's validators: of the whole, and of each certain place that something is left to check at. They are
+    built when a value first has to be judged."""
 
-    def __init__(self, schema: Any, whole: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Any, documents: Mapping[str, Any] | None, assert_formats: bool) -> None:
+        """documents: that references may name, by URI."""
         self.schema = schema
-        self.whole = whole
-        self._options = options
+        self._documents = documents
+        self._assert_formats = assert_formats
         self.watched: frozenset[str] = frozenset()
         self.monotone: frozenset[str] = frozenset()
         self.names: frozenset[str] = frozenset()
@@ -56,25 +63,24 @@ class Validators:
     def registry(cls, documents: Mapping[str, Any] | None) -> Any:
         return jsonschema_rs.Registry(list(documents.items())) if documents else None
 
-    @classmethod
-    def of(cls, schema: Any, documents: Mapping[str, Any] | None, assert_formats: bool) -> Validators:
+    @property
+    def whole(self) -> Any:
         """Raises GrammarError, with the place, for a schema that is none."""
+        return self._built[0]
+
+    @cached_property
+    def _built(self) -> tuple[Any, Mapping[str, Any]]:
+        """(validator of the whole, options that it took)."""
         options: dict[str, Any] = {
-            "registry": cls.registry(documents),
-            "validate_formats": assert_formats,
+            "registry": self.registry(self._documents),
+            "validate_formats": self._assert_formats,
             "offline": True,
         }
-        patterns = (
-            jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES),
-            jsonschema_rs.FancyRegexOptions(
-                backtrack_limit=BACKTRACKS, size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES
-            ),
-        )
         failure: Exception | None = None
-        for engine in patterns:
+        for engine in PATTERN_ENGINES:
             options["pattern_options"] = engine
             try:
-                return cls(schema, jsonschema_rs.validator_for(schema, **options), options)
+                return jsonschema_rs.validator_for(self.schema, **options), options
             except jsonschema_rs.ValidationError as error:
                 failure = error
                 if error.kind.name not in ("pattern", "format"):
@@ -82,7 +88,7 @@ class Validators:
             except (jsonschema_rs.ReferencingError, ValueError) as error:
                 failure = error
                 break
-        raise _explained(failure, schema)
+        raise _explained(failure, self.schema)
 
     def accepts(self, value: Any) -> bool:
         return bool(self.whole.is_valid(value))
@@ -96,7 +102,7 @@ class Validators:
 
     def watch(self, left: Sequence[Entry]) -> None:
         """Note the places where something is left to check."""
-        places = [(entry.path, entry.keyword) for entry in left]
+        places = [(entry.path, entry.keyword) for entry in left if entry.status == "post-validated"]
         self.watched = frozenset(_certain_part(path, keyword) for path, keyword in places)
         self.monotone = frozenset(path for path, keyword in places if keyword == "uniqueItems")
         self.names = frozenset(path for path, keyword in places if keyword == "propertyNames")
@@ -131,7 +137,7 @@ class Validators:
 
     @cached_property
     def _map(self) -> Any:
-        return jsonschema_rs.validator_map_for(self.schema, **self._options)
+        return jsonschema_rs.validator_map_for(self.schema, **self._built[1])
 
     def at(self, pointer: str) -> Any:
         """What stands at a place of the schema."""
