@@ -342,7 +342,8 @@ class Model:
         )
         fingerprint, beside = self._fingerprint_with(admitted.patches), (*self._beside, *admitted.patches)
         submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
-        context = replace(context, max_tokens=params.max_tokens, temperature=params.temperature)
+        filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        context = replace(context, max_tokens=params.max_tokens, temperature=params.temperature, filtered=filtered)
         report = observer or self.observer
         noted = self._noted(submission, admitted, params, beside) if report else None
         requests = [

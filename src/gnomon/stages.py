@@ -112,7 +112,7 @@ class StageContext:
     """What a stage may use. open_model: a function that opens another model the operator named.
 
     memory: what the stages of one prompt share. `private_prompt` there keeps the prompt out of the ledger.
-    host: the Model whose prompt it is.
+    host: the Model whose prompt it is. filtered: whether top_k, top_p or min_p leave tokens out.
     """
 
     tokenizer: Tokenizer
@@ -123,6 +123,7 @@ class StageContext:
     host: Any = None
     max_tokens: int = 0
     temperature: float = 0.0
+    filtered: bool = False
 
 
 @dataclass

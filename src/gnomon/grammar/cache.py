@@ -119,6 +119,8 @@ def compiled(options: GrammarOptions, tokenizer: Tokenizer | None = None) -> Gra
     if isinstance(source, Grammar):
         return source
     arguments: dict[str, Any] = {"whitespace": options.whitespace, "formats": options.formats}
+    if options.any_order:
+        arguments["any_order"] = True
     if looks_like_type(source):
         return compile_grammar(type=source, tokenizer=tokenizer, **arguments)
     if options.tools is not None:

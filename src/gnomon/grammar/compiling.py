@@ -45,6 +45,7 @@ def compile(
     registry: Mapping[str, Any] | None = None,
     formats: str = "assert",
     whitespace: str = "compact",
+    any_order: bool = False,
     tokenizer: Tokenizer | None = None,
     seconds: float | None = None,
 ) -> Grammar:
@@ -54,9 +55,10 @@ def compile(
     grammars, the last as the W3C writes them. choices: the exact texts allowed. structural_tag: free text with tags in
     it, in vLLM's and xgrammar's JSON. type: a pydantic model, dataclass, TypedDict, Enum, Literal, or any type
     that pydantic takes. registry: documents that `$ref` may name, by URI. formats: "assert" or "annotate". whitespace:
-    "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON). tokenizer: of the model that will
-    write; its masks are then made at once, which makes the first one come sooner. seconds: compile in a process of its
-    own, which is ended when it takes longer (starting it takes about a second, the first time).
+    "compact" or "flexible" (up to two spaces or line breaks between tokens of JSON). any_order: keys of objects are
+    written in any order, not in the schema's. tokenizer: of the model that will write; its masks are then made at once,
+    which makes the first one come sooner. seconds: compile in a process of its own, which is ended when it takes longer
+    (starting it takes about a second, the first time).
     Raises GrammarError.
     """
     given = {"schema": schema, "regex": regex, "lark": lark, "gbnf": gbnf, "ebnf": ebnf, "choices": choices}
@@ -70,7 +72,8 @@ def compile(
     if whitespace not in WHITESPACE or formats not in ("assert", "annotate"):
         raise GrammarError('`whitespace` is "compact" or "flexible", `formats` is "assert" or "annotate".')
     if seconds is not None:
-        return _within(seconds, given, {"registry": registry, "formats": formats, "whitespace": whitespace})
+        more = {"registry": registry, "formats": formats, "whitespace": whitespace, "any_order": any_order}
+        return _within(seconds, given, more)
     vocabulary = byte_vocabulary() if tokenizer is None else vocabulary_of(tokenizer)
     if regex is not None:
         return _of_regex(regex, vocabulary)
@@ -94,6 +97,7 @@ def compile(
         assert_formats=formats == "assert",
         spaces=WHITESPACE[whitespace],
         vocabulary=vocabulary,
+        any_order=any_order,
     )
     return Grammar(
         compiled.grammar,

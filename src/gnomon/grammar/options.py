@@ -50,6 +50,7 @@ class GrammarOptions(BaseModel):
     whitespace: Annotated[
         Literal["compact", "flexible"], Field(description="JSON without spaces, or with up to two between tokens.")
     ] = "compact"
+    any_order: Annotated[bool, Field(description="Keys of objects come in any order, not in the schema's.")] = False
     formats: Annotated[Literal["assert", "annotate"], Field(description="Whether `format` constrains strings.")] = (
         "assert"
     )
@@ -57,6 +58,10 @@ class GrammarOptions(BaseModel):
         Literal["close", "cut"],
         Field(description="At max_tokens: close the text in time, or cut it as other servers do."),
     ] = "close"
+    faithful: Annotated[
+        bool,
+        Field(description="Draw whole texts until one is valid: valid texts keep the model's own distribution."),
+    ] = False
     warn_below: Annotated[
         float, Field(ge=0, le=1, description="Warn where the grammar kept less of the model's probability than this.")
     ] = 0.01

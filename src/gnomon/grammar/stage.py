@@ -8,6 +8,7 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from gnomon.errors import GrammarError
 from gnomon.generation import Outcome, Trace
 from gnomon.grammar.closing import NoChecks, complete
 from gnomon.grammar.cost import kept_mass
+from gnomon.grammar.faithful import MOST_ATTEMPTS, Attempts
 from gnomon.grammar.grammar import Grammar, spell
 from gnomon.grammar.options import GrammarOptions
 from gnomon.grammar.vocabulary import Vocabulary, vocabulary_of
@@ -73,6 +75,11 @@ class GrammarStage:
         self.ended = False
         self.cut = False
         self.failures = 0
+        self.attempts = Attempts(temperature) if options.faithful else None
+        self._allowed_V = np.zeros(0, dtype=np.bool_)
+        self.rejected = False
+        """Whether the latest token is one that the mask forbids, drawn in an attempt."""
+        self.unfaithful = False
         self._cost = (1.0, "free")
 
     # -- LogitsStage --------------------------------------------------------------------------------------------
@@ -82,15 +89,22 @@ class GrammarStage:
         allowed_V = self._allowed()
         row_V = logits_V.numpy()
         self._cost = self._measure(row_V, allowed_V)
-        row_V[~allowed_V] = -np.inf
+        if self.attempts is None:
+            row_V[~allowed_V] = -np.inf
+        else:
+            self._allowed_V = allowed_V
+            self.attempts.weigh(row_V, allowed_V)
         return logits_V
 
     def accept(self, token_id: int) -> None:
+        if self.attempts is not None:
+            self.attempts.took(token_id)
+            self.rejected = not self._allowed_V[token_id]
         if token_id in self.vocabulary.ends:
             self.ended = True
-        else:
+        elif not self.rejected:
             self.matcher.advance([token_id])
-        spelled = b"" if self.ended else bytes(self.vocabulary.engine.decode_bytes([token_id]))
+        spelled = b"" if self.ended or self.rejected else bytes(self.vocabulary.engine.decode_bytes([token_id]))
         self.tokens.append(token_id)
         self.lengths.append(len(spelled))
         self.text += spelled
@@ -107,7 +121,9 @@ class GrammarStage:
     def rollback(self, count: int) -> None:
         ends = sum(token in self.vocabulary.ends for token in self.tokens[-count:])
         lost = sum(self.lengths[-count:])
-        self.matcher.rollback(count - ends)
+        rejected = self.rejected and not self.ended
+        self.matcher.rollback(count - ends - rejected)
+        self.rejected = False
         self.bytes.rollback(lost)
         self.text = self.text[: len(self.text) - lost]
         self.ended = False
@@ -121,6 +137,7 @@ class GrammarStage:
         twin.matcher, twin.bytes = self.matcher.copy(), self.bytes.copy()
         for name in ("tokens", "lengths", "places", "mass", "kinds"):
             setattr(twin, name, list(getattr(self, name)))
+        twin.attempts = copy.deepcopy(self.attempts)
         twin.forbidden = {place: set(tokens) for place, tokens in self.forbidden.items()}
         return twin
 
@@ -128,7 +145,7 @@ class GrammarStage:
         """Tokens that come next whatever the model says; the engine computes them in one step."""
         if self.following and self.way:
             return list(self.way)
-        if self.ended or self.forbidden.get(len(self.tokens)):
+        if self.ended or self.attempts is not None or self.forbidden.get(len(self.tokens)):
             return []
         return self.matcher.forced()
 
@@ -136,6 +153,8 @@ class GrammarStage:
 
     def judge(self, event: TokenEvent) -> Ruling:
         """Is what was drawn right, and can it still be completed in time?"""
+        if self.attempts is not None:
+            return self._attempted(self.attempts, event)
         if event.ends == "stop" and not self.ended:
             self.cut = True  # a stop token of the request's own, wherever the grammar stood
             return Ruling()
@@ -162,11 +181,13 @@ class GrammarStage:
         limit = self.options.warn_below
         low = sum(mass < limit for mass in trace.kept_mass)
         unsure = self.shortest is None and self.options.on_length == "close"
-        said = (
+        said: tuple[str, ...] = (
             ("No text of this grammar was known beforehand: that it would be complete in time was not certain.",)
             if unsure
             else ()
         )
+        if self.unfaithful:
+            said += (f"Not drawn from the model's own distribution: {MOST_ATTEMPTS} attempts gave no valid text.",)
         if not low:
             return said
         return (
@@ -233,6 +254,24 @@ class GrammarStage:
         for place in [place for place in self.forbidden if place > depth]:
             del self.forbidden[place]
 
+    # -- the model's own distribution ---------------------------------------------------------------------------
+
+    def _attempted(self, attempts: Attempts, event: TokenEvent) -> Ruling:
+        """A text that ends, valid, within the limit is taken; whatever else comes begins anew."""
+        if event.ends == "stop" and not self.ended:
+            self.cut = True
+            return Ruling()
+        if not self.rejected and not self._wrong():
+            if self.ended:
+                return Ruling() if event.ends == "stop" else Ruling(finish="stop")
+            if len(self.tokens) < self.max_tokens:
+                return Ruling(hold=len(self.tokens))
+        attempts.fail(dead=not self.rejected)
+        self.failures += 1
+        if attempts.hopeless:
+            self.attempts, self.unfaithful = None, True
+        return Ruling(rollback=len(self.tokens))
+
     # -- an end in time -----------------------------------------------------------------------------------------
 
     def _in_time(self) -> Ruling:
@@ -275,6 +314,12 @@ class GrammarStage:
 
 def build(options: GrammarOptions, context: StageContext) -> GrammarStage:
     """Raises GrammarError before any decoding: unsatisfiable, or no complete text fits the token limit."""
+    if options.faithful and (context.temperature == 0 or context.filtered):
+        raise GrammarError(
+            "`faithful` draws from the model's whole distribution: it needs a temperature above 0 and no top_k, top_p "
+            "or min_p.",
+            param="faithful",
+        )
     grammar = options.grammar(context.tokenizer)
     if grammar.unsatisfiable:
         grammar.shortest()  # says why

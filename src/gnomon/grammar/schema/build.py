@@ -8,7 +8,7 @@ they accept of a value, except for the order of keys and the spelling of numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,8 @@ from gnomon.grammar.report import Entry, Report, Status
 from gnomon.grammar.schema import formats
 from gnomon.grammar.schema.bounds import checked, draft_of, escape
 from gnomon.grammar.schema.lowering import SILENT, Lowered, NameOrder, lower
+from gnomon.grammar.schema.reordering import any_order as set_free
+from gnomon.grammar.schema.reordering import has_order
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary
 
@@ -79,11 +81,12 @@ def compile_schema(
     assert_formats: bool = True,
     spaces: str | None = None,
     vocabulary: Vocabulary | None = None,
+    any_order: bool = False,
 ) -> Compiled:
     """Raises GrammarError for a schema that is wrong, too large, or refers to what is not there.
 
     spaces: a pattern of the whitespace that may stand between tokens of JSON; None: none. vocabulary: over which the
-    grammar is tried; None: bytes.
+    grammar is tried; None: bytes. any_order: keys may come in any order.
     """
     written = checked(schema)
     draft = draft_of(written)
@@ -101,6 +104,7 @@ def compile_schema(
         try:
             grammar = _grammar(lowered.schema, options)
             matcher = Matcher(vocabulary or byte_vocabulary(), grammar)
+            free, kept = reordered(lowered.schema, spaces, matcher.vocabulary) if any_order else (None, ())
         except GrammarError as error:
             failures.append(f"{route}: {error.message}")
             # The engine says so of a branch that nobody has to take, too: the normal form, where sure, knows better.
@@ -111,7 +115,9 @@ def compile_schema(
         dropped = {name: why for key, why in lowered.dropped.items() for name in DROPPED_AS.get(key, (key,))}
         if route != "as written" and dropped:
             dropped = _spread(dropped)
-        report = partial(_report, written, draft, route, dropped)
+        if free is not None:
+            grammar, matcher = free.grammar, free
+        report = partial(_report, written, draft, route, dropped, kept)
         if dropped:
             validators.watch(entries_of(written, dropped, only=dropped))
         return Compiled(grammar, report, validators, lowered.schema, matcher)
@@ -123,8 +129,24 @@ def _unsatisfiable(written: Any, draft: str, route: str, validators: Validators)
     return Compiled("", lambda: report, validators, unsatisfiable=True)
 
 
-def _report(written: Any, draft: str, route: str, dropped: Mapping[str, str]) -> Report:
-    warnings = () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
+def reordered(schema: Any, spaces: str | None, vocabulary: Vocabulary) -> tuple[Matcher | None, tuple[str, ...]]:
+    """(a walk through the grammar with its keys set free, where there is one; paths of objects that keep theirs)."""
+    free = set_free(schema, spaces)
+    if free is None:
+        return None, ("#",) if has_order(schema) else ()
+    try:
+        mask = str(LLMatcher.grammar_from_lark(free.lark))
+        return Matcher(vocabulary, mask), free.kept
+    except GrammarError:
+        return None, ("#",)
+
+
+def _report(written: Any, draft: str, route: str, dropped: Mapping[str, str], kept: Sequence[str]) -> Report:
+    warnings: tuple[str, ...] = ()
+    if kept:
+        places = ", ".join(kept[:8]) + (", ..." if len(kept) > 8 else "")
+        warnings = (f"Keys come in the schema's order, not in any, in what stands at {places}.",)
+    warnings += () if draft != "a dialect of its own" else ("`$schema` names no known draft: read as 2020-12.",)
     return Report("schema", entries_of(written, dropped), draft, route, warnings=warnings)
 
 
