@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import secrets
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """One loaded model. Thread-safe; a context manager; close() frees its memory.
+    """One loaded model. Thread-safe; a context manager; close() frees its memory, and so does dropping the model.
 
     Options of generate, chat and stream are the registry's: temperature, top_p, seed, stop, logit_bias, ... and one
     key per installed capability.
@@ -95,6 +96,8 @@ class Model:
         self.registry = Registry.installed()
         self.defaults = dict(defaults or {})
         self._worker = worker
+        if worker is not None:  # its thread would live on, and keep the weights, when nobody can reach the model
+            weakref.finalize(self, worker.close, timeout=0).atexit = False
         self._open_model = open_model or _refuse_to_open
         self._template_source = chat_template if chat_template is not None else checkpoint.chat_template
         self._tokenizer: Tokenizer | None = None
@@ -341,7 +344,7 @@ class Model:
             chat=chat,
         )
         fingerprint, beside = self._fingerprint_with(admitted.patches), (*self._beside, *admitted.patches)
-        submission = Submission(worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
+        submission = Submission(self, worker, f"{id_prefix}-{secrets.token_hex(12)}", seed, len(ids), fingerprint)
         filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         context = replace(context, max_tokens=params.max_tokens, temperature=params.temperature, filtered=filtered)
         report = observer or self.observer

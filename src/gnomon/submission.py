@@ -30,9 +30,15 @@ log = logging.getLogger("gnomon.submission")
 
 
 class Submission:
-    """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them."""
+    """One prompt's n running choices: iterate over chunks, or collect whole generations; dropping it cancels them.
 
-    def __init__(self, worker: EngineWorker, id: str, seed: int, prompt_tokens: int, fingerprint: str = "") -> None:
+    owner: the model, which must not be dropped, and so closed, while they run.
+    """
+
+    def __init__(
+        self, owner: object, worker: EngineWorker, id: str, seed: int, prompt_tokens: int, fingerprint: str = ""
+    ) -> None:
+        self.owner = owner
         self.worker = worker
         self.id = id
         self.fingerprint = fingerprint

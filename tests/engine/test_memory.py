@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
+
 import pytest
 
+import gnomon
 from gnomon.engine import memory
 
 
@@ -21,3 +26,24 @@ def test_it_is_given_back_once_when_work_ends(monkeypatch: pytest.MonkeyPatch) -
 
 def test_giving_back_works_wherever_it_runs() -> None:
     memory.give_back()
+
+
+def test_a_dropped_model_ends_its_engine_and_frees_its_weights(tiny_dir: Path) -> None:
+    model = gnomon.load(str(tiny_dir))
+    assert model.generate("Hi", max_tokens=2).text
+    network, worker = weakref.ref(model.network), model.worker
+    del model
+    gc.collect()
+    worker._thread.join(10)
+    assert not worker._thread.is_alive()
+    del worker
+    gc.collect()
+    assert network() is None
+
+
+def test_a_stream_keeps_its_model(tiny_dir: Path) -> None:
+    chunks = gnomon.load(str(tiny_dir)).stream("Hi", max_tokens=40, ignore_eos=True)
+    gc.collect()
+    first = next(chunks)
+    gc.collect()
+    assert len([first, *chunks]) > 10
