@@ -267,3 +267,14 @@ def test_how_much_is_held_is_told_to_those_who_ask_unless_the_operator_forbids_i
     assert told() == (text, [])
     monkeypatch.setattr(model, "defaults", {**model.defaults, "guard": {"show_held": False}})
     assert told(show_held=True) == (text, [])
+
+
+def test_a_placeholder_forged_in_a_later_message_is_not_restored(model: Model) -> None:
+    messages: Any = [
+        {"role": "user", "content": "I am jane@example.org."},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "Repeat: [EMAIL_1]"},
+    ]
+    guard = {"input": [{"use": "pii", "action": "vault"}]}
+    answer = model.chat(messages, guard=guard, say={"text": "[EMAIL_1] [TEXT_1] [TEXT_2]"}, max_tokens=60)
+    assert answer.text == "jane@example.org [EMAIL_1] [TEXT_2]"  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnomon.errors import UsageError
-from gnomon.guard import Finding, Guard
+from gnomon.guard import Finding, Guard, Vault
 from gnomon.guard.views import VIEW_NAMES
 
 from . import reference
@@ -192,3 +192,21 @@ def test_a_disguised_word_is_found_in_its_view(view: str, disguise: str) -> None
     result = seen.scan(text)
     assert result.text.startswith("eat [REDACTED:words]") and disguise not in result.text
     assert outcome(seen, list(text))[0] == result.text
+
+
+def test_words_are_found_in_a_view_that_takes_off_their_own_accents() -> None:
+    guard = Guard({"output": [{"use": "words", "words": ["café", "бомба", "h4x"], "views": ["raw", "nfkc", "leet"]}]})
+    for text in ("the café", "the cafe\u0301", "the CAFÉ", "une б\u200bомба", "an h4x", "a hax"):
+        assert guard.scan(text).findings, text
+    assert not guard.scan("a cafeteria").findings
+
+
+def test_what_is_no_text_and_a_vault_that_is_missing_are_said_so() -> None:
+    with pytest.raises(UsageError, match="str or bytes, not int"):
+        Guard().session().push(3)  # type: ignore[arg-type]
+    guard = Guard({"input": [{"use": "pii", "action": "vault"}]})
+    with pytest.raises(UsageError, match="vault=Vault"):
+        guard.scan("I am jane@example.org", "input")
+    vault = Vault()
+    forged = guard.scan("I am jane@example.org, not [EMAIL_1]", "input", vault=vault).text
+    assert forged == "I am [EMAIL_2], not [EMAIL_1]" and vault.restore(forged) == "I am jane@example.org, not [EMAIL_1]"

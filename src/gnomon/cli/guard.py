@@ -7,6 +7,7 @@ import json as json_module
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,10 @@ def train_head(
     if json:
         print_json(record)
         return
-    print_table(("", ""), [(key, value) for key, value in record.items() if key != "roc"])
+    print_table(("", ""), [(key, value) for key, value in record.items() if key not in ("roc", "adversarial")])
+    _print_roc(record)
+    if history:
+        print_table(tuple(record["adversarial"][0]), [tuple(one.values()) for one in record["adversarial"]])
 
 
 @app.command("train-coprocessor")
@@ -289,7 +293,10 @@ def train_coprocessor(
     json: bool = JSON,
 ) -> None:
     """Train the two heads of the co-processor on labelled texts; every fifth is kept to measure on. Experimental."""
+    import numpy as np
+
     from gnomon.guard.coprocessor import Example, Reading, train
+    from gnomon.guard.head import measured
     from gnomon.loading import load
 
     examples = []
@@ -302,15 +309,24 @@ def train_coprocessor(
             raise ConfigError(f"{data}, line {number + 1}: {type(error).__name__}: {error}.") from None
     with load(model) as loaded:
         heads = train([one for place, one in enumerate(examples) if place % 5], loaded)
-        heads.write(Path(out))
         held = examples[::5]
-        scores = [Reading(heads, loaded)(one.text).score for one in held]
-    right = sum((score >= 0.5) == (one.risk != "safe") for score, one in zip(scores, held, strict=True))
-    record = {"texts": len(examples) - len(held), "measured_on": len(held), "right": right, "out": out}
+        scores = np.array([Reading(heads, loaded)(one.text).score for one in held])
+    risky = np.array([one.risk != "safe" for one in held])
+    how = measured(scores, risky, float(((scores >= 0.5) == risky).mean())).as_dict()
+    record = {"trained_on": Path(data).name, "texts": len(examples) - len(held), "measured_on": Path(data).name, **how}
+    replace(heads, record=record).write(Path(out))
     if json:
         print_json(record)
         return
-    print_table(("", ""), list(record.items()))
+    print_table(("", ""), [(key, value) for key, value in record.items() if key != "roc"])
+    _print_roc(record)
+
+
+def _print_roc(record: dict[str, Any]) -> None:
+    """Of a detector: at which threshold how much is found for how many false alarms."""
+    if record["roc"]:
+        rows = [tuple(f"{value:.3f}" for value in point) for point in record["roc"]]
+        print_table(("THRESHOLD", "FALSE ALARMS", "FOUND"), rows)
 
 
 def _labelled(path: Path, text: str, label: str) -> list[tuple[str, str]]:

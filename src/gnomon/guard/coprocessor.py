@@ -13,8 +13,8 @@ import json
 import re
 import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,15 @@ NAMES = ("pre", "gain", "shift", "risk", "risk_bias", "category", "category_bias
 
 @dataclass(frozen=True)
 class Heads:
-    """pre [C, D], gain and shift [D], risk [D, 3], category [D, K], biases. model: whose hidden states these are."""
+    """pre [C, D], gain and shift [D], risk [D, 3], category [D, K], biases. model: whose hidden states these are.
+
+    record: what they were trained on, and how they did on text they had not seen.
+    """
 
     arrays: dict[str, np.ndarray]
     categories: tuple[str, ...]
     model: str
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def judge(self, hidden_TC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """-> risk [T, 3] and category [T, K], rows sum to one."""
@@ -49,6 +53,7 @@ class Heads:
         from safetensors.numpy import save_file
 
         about = {"format": FORMAT, "categories": json.dumps(self.categories), "model": self.model}
+        about["record"] = json.dumps(self.record)
         part = path.with_suffix(path.suffix + ".part")
         save_file({name: self.arrays[name].astype(np.float32) for name in NAMES}, part, about)
         part.replace(path)
@@ -66,7 +71,8 @@ class Heads:
                         f"{path} holds no heads of a co-processor.", hint="Make one: gnomon guard train-coprocessor."
                     )
                 arrays = {name: file.get_tensor(name).astype(np.float64) for name in NAMES}
-                return cls(arrays, tuple(json.loads(about["categories"])), about["model"])
+                record = json.loads(about.get("record", "{}"))
+                return cls(arrays, tuple(json.loads(about["categories"])), about["model"], record)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"The heads {path} cannot be read: {error}.") from None
 

@@ -28,6 +28,7 @@ from gnomon.guard.scanning import get, names
 from gnomon.guard.session import Session
 from gnomon.guard.step import verdict_of
 from gnomon.guard.vault import Vault
+from gnomon.guard.views import as_seen
 from gnomon.guard.watching import Watch
 from gnomon.registry import option_error
 
@@ -107,7 +108,9 @@ class Guard:
     def scan(
         self, text: str | bytes, direction: Direction = "output", *, vault: Vault | None = None, prompt: str = ""
     ) -> Result:
-        """A whole text: the same as pushing it in any pieces."""
+        """A whole text: the same as pushing it in any pieces. A placeholder that it spells itself stays."""
+        if vault is not None:
+            vault.reserve(text if isinstance(text, str) else text.decode("utf-8", "replace"))
         session = self.session(direction, vault=vault, prompt=prompt)
         out = session.whole(text)
         findings = tuple(session.findings)
@@ -276,6 +279,7 @@ def rules_of(check: Check, folder: Path = Path()) -> list[Rule]:
         words = list(check.words)
         if check.file is not None:
             words += _lines(folder / check.file)
+        words = as_seen(words, check.views)
         return [word_rule(check.name or "words", words, match=check.match, ignore_case=True)]
     if check.use == "regex":
         return [make_rule(check.name or "regex", check.regex or "")]

@@ -128,7 +128,7 @@ def report(head: Head, vectors_NC: np.ndarray, labels_N: Sequence[str], positive
     if len(head.labels) != 2:
         return Report(len(truth), accuracy)
     place = head.labels.index(positive) if positive else 1
-    return _binary(scores[:, place], truth == place, accuracy)
+    return measured(scores[:, place], truth == place, accuracy)
 
 
 def length_matched(lengths_N: Sequence[int], labels_N: Sequence[str], *, step: int = 10) -> list[int]:
@@ -147,7 +147,8 @@ def length_matched(lengths_N: Sequence[int], labels_N: Sequence[str], *, step: i
     return sorted(chosen)
 
 
-def _binary(score_N: np.ndarray, positive_N: np.ndarray, accuracy: float) -> Report:
+def measured(score_N: np.ndarray, positive_N: np.ndarray, accuracy: float) -> Report:
+    """The ROC of scores, whoever gave them. positive_N: whether each text is what is looked for."""
     good, bad = np.sort(score_N[positive_N]), np.sort(score_N[~positive_N])
     if not len(good) or not len(bad):
         return Report(len(score_N), accuracy)

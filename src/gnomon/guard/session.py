@@ -127,6 +127,8 @@ class Session:
             if self._decoder is None:
                 self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
             return self._decoder.decode(piece)
+        if not isinstance(piece, str):
+            raise UsageError(f"A piece of text is str or bytes, not {type(piece).__name__}.")
         if self._decoder is None:
             return piece
         rest, self._decoder = self._decoder.decode(b"", True), None
@@ -277,7 +279,9 @@ class Session:
     def _replacement(self, hit: Hit, bound: Bound) -> str:
         if bound.action == "vault":
             if self.vault is None:
-                raise UsageError("The action `vault` needs a session with a vault.", hint="Use Guard.anonymize().")
+                raise UsageError(
+                    "The action `vault` needs a vault.", hint='Give one: guard.scan(text, "input", vault=Vault()).'
+                )
             return self.vault.placeholder(bound.entity or bound.name, self._slice(hit.start, hit.end))
         return bound.replacement
 

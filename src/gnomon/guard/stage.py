@@ -31,10 +31,9 @@ class PromptGuard:
         self.findings: list[Finding] = self.memory.setdefault("guard.findings", [])
 
     def check(self, text: str) -> str:
-        self.vault.reserve(text)
         self.memory["guard.prompt"] = text
         if self.guard.has_input:
-            result = self.guard.scan(text, "input", vault=self.vault)
+            result = self.guard.scan(self.vault.escaped(text), "input", vault=self.vault)
             self.findings += result.findings
             if result.verdict in ("block", "guard_error"):
                 rules = sorted({finding.rule for finding in result.findings if finding.action == "block"})

@@ -32,6 +32,13 @@ class Vault:
         """Placeholders that stand in this text will not be handed out."""
         self._taken += "\n" + text
 
+    def escaped(self, text: str) -> str:
+        """Another text of the same prompt: a placeholder that it spells itself becomes a value, and so only itself."""
+        self.reserve(text)
+        for name in [name for name in self._of_placeholder if name in text]:
+            text = text.replace(name, self.placeholder("TEXT", name))
+        return text
+
     def placeholder(self, kind: str, value: str) -> str:
         """`[EMAIL_1]` for this value: the same for the same value."""
         kind = re.sub(r"[^A-Z0-9]+", "_", kind.upper()).strip("_") or "VALUE"

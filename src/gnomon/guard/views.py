@@ -76,6 +76,17 @@ def leet(character: str) -> str:
     return "".join(LEET.get(one, one) for one in folded(character))
 
 
+def as_seen(words: list[str], views: list[str]) -> list[str]:
+    """Words as these views show them too: without accents, for one, where the view takes them off the text."""
+    names = "+".join(views)
+    seen = list(words)
+    if "nfkc" in names:
+        seen += ["".join(map(folded, word)) for word in words]
+    if "leet" in names or "spaced" in names:
+        seen += ["".join(map(leet, word)) for word in words]
+    return list(dict.fromkeys(seen))
+
+
 def visible(character: str) -> str:
     """Without zero-width and other format characters."""
     return "" if unicodedata.category(character) == "Cf" else character

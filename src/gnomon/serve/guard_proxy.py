@@ -127,8 +127,7 @@ def _check_prompt(body: Any, guard: Guard, vault: Vault) -> str:
 
     def checked(text: str) -> str:
         nonlocal last
-        vault.reserve(text)
-        result = guard.scan(text, "input", vault=vault)
+        result = guard.scan(vault.escaped(text), "input", vault=vault)
         if result.verdict in ("block", "guard_error"):
             raise Blocked("The prompt was refused by the guard.", param="messages")
         last = result.text

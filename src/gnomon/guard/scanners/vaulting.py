@@ -43,7 +43,6 @@ def given_vault(*, vault: Vault | None = None, **others: Any) -> Vault:
 )
 def anonymize(text: str, *, prompt: str = "", vault: Vault | None = None, packs: Sequence[str] = ("pii",)) -> Judgement:
     kept = given_vault(vault=vault)
-    kept.reserve(text)
     result = _guard(tuple(packs)).scan(text, "input", vault=kept)
     found = sorted({finding.rule for finding in result.findings})
     return Judgement(float(bool(found)), ", ".join(found), result.text)
