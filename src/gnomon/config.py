@@ -66,7 +66,13 @@ def settings(flags: Mapping[str, Any] | None = None, recipe_file: Path | None = 
         if not content:
             continue
         check_recipe(content, source)
-        for key, value in flatten(content).items():
+        flat = flatten(content)
+        if flat.get("model") is not None and flat.get("merge") is not None:
+            raise ConfigError(f"{source}: both `model` and `merge` are given.", hint="Give one of them.", param="model")
+        for given, other in (("model", "merge"), ("merge", "model")):
+            if flat.get(given) is not None:  # the nearest source says what the model is
+                values.pop(other, None), origins.pop(other, None)
+        for key, value in flat.items():
             values[key], origins[key] = value, source
     return Settings(check_recipe(unflatten(values), "the merged configuration"), origins)
 

@@ -21,6 +21,8 @@ from gnomon.cli.main import run
 from gnomon.merge.build import open_merge
 from gnomon.merge.check import strangers
 from gnomon.models import cache
+from gnomon.models.patch import Patch
+from gnomon.models.reference import open_path
 
 from .conftest import fine_tune, ties_file
 
@@ -197,3 +199,12 @@ def test_what_a_long_search_would_fail_on_at_its_end_is_told_before_it(
     assert code == 2 and "gone.txt cannot be read: No such file or directory." in error
     code, error = told([*command, str(file), "--plot", str(tmp_path / "curve.xyz")], capsys)
     assert code == 2 and "is of no known kind. Name a .png, .svg or .pdf file." in error
+
+
+def test_a_patch_can_be_made_for_a_merge_file(family: Family, tmp_path: Path) -> None:
+    file, out = linear(tmp_path / "merge.yaml", family["a"], family["b"]), tmp_path / "p.patch.safetensors"
+    assert run(["patch", "create", str(file), str(family["c"]), "-o", str(out), "--only", "up_proj"]) == 0
+    patch, merged = Patch.load(out), open_merge(file)
+    name = "model.layers.2.mlp.up_proj.weight"
+    assert patch.base == merged.identity and len(patch.deltas) == 4
+    assert torch.allclose(patch.apply(merged)[name], open_path(family["c"])[name], atol=1e-6)

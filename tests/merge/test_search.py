@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,9 @@ def test_multi_writes_every_document_and_the_same_result_as_run(family: Family, 
         assert torch.equal(direct[name], out[name])
 
 
-def test_a_recipe_may_hold_a_merge(family: Family, tmp_path: Path) -> None:
+def test_a_recipe_may_hold_a_merge(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "gnomon.yaml"
     content = {"merge_method": "linear", "models": [{"model": f"./{n}", "parameters": {"weight": 1}} for n in "ab"]}
     for name in "ab":
@@ -249,7 +252,13 @@ def test_a_recipe_may_hold_a_merge(family: Family, tmp_path: Path) -> None:
     with gnomon.load(recipe, ledger=False) as model:
         assert model.checkpoint.identity == merge(content_of(content, tmp_path)).identity
         assert len(model.generate("the").token_ids) <= 4
+        told = model.fingerprint
+    monkeypatch.chdir(tmp_path.parent)  # its paths start where it lies, for commands too
+    assert run(["generate", "the", "-m", str(recipe), "--json", "--profile", "fp32"]) == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == told
     recipe.write_text(yaml.safe_dump({"gnomon": 1, "merge": content, "model": "./a"}))
+    assert run(["generate", "the", "-m", str(recipe)]) == 2
+    assert "both `model` and `merge` are given" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="both `model` and `merge`"):
         gnomon.load(recipe)
     recipe.write_text(yaml.safe_dump({"gnomon": 1, "merge": {**content, "merge_method": "tise"}}))

@@ -10,15 +10,16 @@ import torch
 import yaml
 
 from gnomon.cli.main import run
-from gnomon.errors import UsageError
+from gnomon.errors import MergeError, UsageError
 from gnomon.loading import load
 from gnomon.merge import merge, method
 from gnomon.merge.build import open_merge
 from gnomon.merge.check import check
 from gnomon.merge.perplexity import halves, read_text, text_loss
-from gnomon.merge.report import report, write_html
+from gnomon.merge.report import report
+from gnomon.merge.report_page import write_html
 from gnomon.merge.sweep import parse_sweep, sweep, with_value
-from gnomon.models.reference import open_path
+from gnomon.models.reference import open_checkpoint, open_path
 from helpers.tiny import write_tiny_model
 
 from .conftest import fine_tune, ties_file
@@ -74,7 +75,10 @@ def test_the_report_says_per_layer_what_came_of_it(family: Family, tmp_path: Pat
     write_html(found, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "layer 3" in page and "<script" not in page and "http" not in page
+    assert page.count("<polyline") == 4 + 3 and page.count("<svg") == 2
     assert json.loads(json.dumps(found.to_dict()))["method"] == "task_arithmetic"
+    with pytest.raises(MergeError, match=r"is no result of this merge: `lm_head\.weight` is missing"):
+        report(merged, result=open_checkpoint(write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)))
 
 
 def test_a_sweep_measures_every_value_and_finds_the_best(family: Family, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gnomon.capability import Flag
     from gnomon.config import Settings
     from gnomon.model import Model
+    from gnomon.models.checkpoint import Checkpoint
 
 ENGINE_KEYS = ("kv_memory", "max_sequences", "token_budget", "max_context", "speculation")
 Parameter = inspect.Parameter
@@ -176,7 +177,7 @@ def open_model(settings: Settings, ref: str | None = None) -> Model:
         ref = reference_of(options.pop("ensemble"), place.parent if place.is_file() else Path())
     template = read_template(Path(recipe.chat_template)) if recipe.chat_template else None
     model = load(
-        ref or recipe.model,
+        ref or recipe.model or _merge_of(settings),
         profile=recipe.profile,
         threads=recipe.threads,
         device=recipe.device,
@@ -188,6 +189,16 @@ def open_model(settings: Settings, ref: str | None = None) -> Model:
     if recipe.name and opened_from_recipe:
         model.name = recipe.name
     return model
+
+
+def _merge_of(settings: Settings) -> Checkpoint | None:
+    """The merge that stands in a recipe in place of a model; its paths start where the recipe lies."""
+    if settings.recipe.merge is None:
+        return None
+    from gnomon.merge.build import open_merge
+
+    place = Path(settings.origins.get("merge", "."))
+    return open_merge(settings.recipe.merge, folder=place.parent if place.is_file() else Path())
 
 
 def print_json(value: Any) -> None:

@@ -218,7 +218,7 @@ def report(
     from gnomon.loading import open_reference
     from gnomon.merge.perplexity import read_text
     from gnomon.merge.report import report as make
-    from gnomon.merge.report import write_html
+    from gnomon.merge.report_page import write_html
 
     merged = _open(file, seed=seed, threads=threads, allow_nonfinite=True)
     result = open_reference(model) if model is not None else None

@@ -43,20 +43,20 @@ def create(
     json: bool = JSON,
 ) -> None:
     """The change from BASE to TUNED as a patch. Low-rank ones can run beside the weights, per request."""
+    from gnomon.loading import open_reference
     from gnomon.models.patch.difference import difference
     from gnomon.models.patch.peft import from_peft
-    from gnomon.models.reference import open_checkpoint
 
     if rank is not None and energy is not None:
         raise UsageError("Give either --rank or --energy.")
-    checkpoint = open_checkpoint(base)
+    checkpoint = open_reference(base)
     if (Path(tuned) / "adapter_config.json").exists():
         patch = from_peft(Path(tuned), checkpoint)
         patch = patch.only(*only) if only else patch
         if rank is not None or energy is not None:
             patch = patch.to_low_rank(rank, energy=energy)
     else:
-        patch = difference(checkpoint, open_checkpoint(tuned), rank=rank, energy=energy, only=only)
+        patch = difference(checkpoint, open_reference(tuned), rank=rank, energy=energy, only=only)
     if patch.report.get("left_out"):
         typer.echo(f"left out, since vectors have no rank: {len(patch.report['left_out'])} tensors", err=True)
     _save(patch, output, json)

@@ -29,6 +29,12 @@ def run_replicas(settings: Settings, started: float) -> None:
     for given, flag in ((options.admin_key, "--admin-key"), (options.embeddings, "--embeddings")):
         if given:
             raise UsageError(f"{flag} does not work with --replicas.", hint="Serve from one process.", param=flag)
+    if recipe.merge is not None:
+        raise UsageError(
+            "A recipe's `merge:` does not work with --replicas.",
+            hint="Name a merge file as its `model`.",
+            param="merge",
+        )
     listener = bind(options)
     threads = recipe.threads or max(1, available_threads() // options.replicas)
     loading = {

@@ -22,6 +22,7 @@ from gnomon.models.patch.patch import Patch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_HINT = "Make it low-rank first, of linear modules alone: gnomon patch compress --rank N --only proj."
 LOOKED_UP = ("embed_tokens", "wte", "wpe")
 
 
@@ -48,7 +49,7 @@ def to_peft(patch: Patch, folder: Path, *, base_name: str | None = None) -> Path
         module = name.removesuffix(".weight")
         if not isinstance(delta, LowRank) or not name.endswith(".weight") or module.endswith(LOOKED_UP):
             what = delta.kind if not isinstance(delta, LowRank) else "no linear module's"
-            raise PatchError(f"PEFT's LoRA cannot hold the delta of `{name}`: it is {what}.", hint="See to_low_rank.")
+            raise PatchError(f"PEFT's LoRA cannot hold the delta of `{name}`: it is {what}.", hint=_HINT)
         ranks[module] = delta.rank
         tensors[f"{PREFIX}{module}.lora_A.weight"] = delta.down.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = delta.up.contiguous()
