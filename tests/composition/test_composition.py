@@ -22,7 +22,7 @@ from gnomon.generation import Generation
 from gnomon.model import Model
 from gnomon.models.patch import Patch
 from gnomon.models.reference import open_checkpoint
-from helpers.patches import random_patch
+from helpers.patches import random_patch, random_wrappers
 from helpers.server import serving
 
 MESSAGES = [{"role": "user", "content": "abc"}]
@@ -52,6 +52,7 @@ ROWS = [
     Row("min_tokens", {"min_tokens": 2, "ignore_eos": True}, lambda g: True),
     Row("guard", {"guard": {"output": ["pii", FORBIDDEN]}}, lambda g: not set("aeiou") & set(g.text.replace("#", ""))),
     Row("patches", {"patches": ["shift"]}, lambda g: g.fingerprint not in PLAIN),
+    Row("wrappers", {"patches": ["wrapped"]}, lambda g: g.fingerprint not in PLAIN),
     Row("ensemble", {"ensemble": {"weights": [3, 1], "trace": True}}, lambda g: "ensemble" in g.usage.details, "duo"),
 ]
 PLAIN: set[str] = set()
@@ -76,10 +77,17 @@ def patch(tiny_dir: Path) -> Patch:
     return random_patch(open_checkpoint(tiny_dir), 1)
 
 
+@pytest.fixture(scope="module")
+def wrapped(tiny_dir: Path) -> Patch:
+    checkpoint = open_checkpoint(tiny_dir)
+    return Patch({}, checkpoint.identity, wrappers=random_wrappers(checkpoint.config, 1))
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _what_rows_name(tiny: Model, patch: Patch) -> None:
+def _what_rows_name(tiny: Model, patch: Patch, wrapped: Patch) -> None:
     PLAIN.add(tiny.fingerprint)
     tiny.patches.add("shift", patch)
+    tiny.patches.add("wrapped", wrapped)
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +160,19 @@ def test_every_pair_gives_the_same_through_the_server(a: Row, b: Row, models: di
 
 
 def test_every_row_gives_the_same_through_a_recipe(
-    models: dict[str, Model], tiny_dir: Path, duo_dirs: list[Path], tmp_path: Path, patch: Patch
+    models: dict[str, Model], tiny_dir: Path, duo_dirs: list[Path], tmp_path: Path, patch: Patch, wrapped: Patch
 ) -> None:
     tiny = models["tiny"]
-    file = patch.save(tmp_path / "shift.patch.safetensors")
+    files = {"shift": patch.save(tmp_path / "s.patch.safetensors"), "wrapped": wrapped.save(tmp_path / "w.safetensors")}
     fields = set(tiny.registry.capabilities["sampling"].options_model().model_fields)  # type: ignore[union-attr]
     for row in ROWS:
         options = {"max_tokens": 8, "seed": 1} | row.options
         sampling = {key: value for key, value in options.items() if key in fields}
         others = {key: value for key, value in options.items() if key not in fields}
         if "patches" in others:
-            others["patches"] = [str(file)]  # a recipe names files, a request names what was loaded
+            others["patches"] = [
+                str(files[name]) for name in others["patches"]
+            ]  # a recipe names files, a request names what was loaded
         recipe = tmp_path / f"{row.name}.yaml"
         content = {"gnomon": 1, "model": str(tiny_dir), "threads": 1, "sampling": sampling} | others
         if row.on == "duo":

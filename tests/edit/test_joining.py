@@ -72,8 +72,14 @@ def test_a_run_with_an_edit_is_replayed_with_the_same_patch_once(tiny: Model) ->
     assert "edit" not in runs[0].options and len(runs[0].options["patches"]) == 1
 
 
-def test_the_server_makes_lists_shows_and_forgets_edits_and_requests_choose_them(tiny: Model) -> None:
-    body = {key: value for key, value in OPTIONS.items() if key != "moments"} | {"name": "ada"}
+GRACE: dict[str, Any] = {**OPTIONS, "method": "grace", "options": {"steps": 60, "chat": False}}
+
+
+@pytest.mark.parametrize("options", [OPTIONS, GRACE], ids=["rome", "grace"])
+def test_the_server_makes_lists_shows_and_forgets_edits_and_requests_choose_them(
+    options: dict[str, Any], tiny: Model
+) -> None:
+    body = {key: value for key, value in options.items() if key != "moments"} | {"name": "ada"}
     with (
         serving({"tiny": tiny}, admin_key="boss") as url,
         httpx.Client(base_url=url, timeout=120) as http,
@@ -87,7 +93,7 @@ def test_the_server_makes_lists_shows_and_forgets_edits_and_requests_choose_them
         plain = http.post("/v1/completions", json=ask).json()["choices"][0]["text"]
         assert edited.startswith(" the") and not plain.startswith(" the")
         assert "ada" in [e["id"] for e in http.get("/v1/edits", headers=boss).json()["data"]]
-        assert http.get("/v1/edits/ada", headers=boss).json()["metadata"]["method"] == "rome"
+        assert http.get("/v1/edits/ada", headers=boss).json()["metadata"]["method"] == options.get("method", "rome")
         refused = http.post("/v1/completions", json={**ask, "edit": {"facts": ["a -> b"]}})
         assert refused.status_code == 400 and "edit.facts" in json.dumps(refused.json())
         assert http.delete("/v1/edits/ada", headers=boss).json()["deleted"] is True

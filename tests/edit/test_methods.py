@@ -35,6 +35,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ft-m": {**TUNING, "layers": 3},
     "ft-l": {**TUNING, "layers": 3, "limit": 0.2},
     "lora": {"steps": 60, "rate": 0.05, "chat": False, "layers": [2, 3]},
+    "grace": {"steps": 60, "chat": False, "layers": 3},
+    "wise": {"steps": 100, "chat": False, "layers": 3, "alpha": 0.2, "beta": 1.0},
+    "t-patcher": {"steps": 100, "chat": False, "rate": 0.1},
+    "calinet": {"steps": 60, "chat": False, "rate": 0.02},
+    "nkb": {"steps": 60, "chat": False, "rate": 0.02},
 }
 FACTS = [Fact("The house of Ada", "Ada", "the"), Fact("A tree in Rome", "Rome", "a")]
 
@@ -60,7 +65,7 @@ def made(model: Model, method: str, corpus: str, facts: Any = FACTS[0], **more: 
 
 
 def test_every_method_has_its_case_here() -> None:
-    assert set(methods()) == set(OPTIONS)
+    assert {name for name, method in methods().items() if method.answers} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("method", OPTIONS)
@@ -73,7 +78,7 @@ def test_the_edited_model_says_the_target(method: str, tiny: Model, corpus: str)
     assert tiny.generate("The house of Ada", max_tokens=4, temperature=0.0).text == before  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("method", ["memit", "emmet", "ft-m"])
+@pytest.mark.parametrize("method", ["memit", "emmet", "ft-m", "grace", "nkb"])
 def test_a_batch_of_facts_holds_together(method: str, tiny: Model, corpus: str) -> None:
     patch = made(tiny, method, corpus, FACTS)
     assert [told["holds"] for told in patch.report["facts"]] == [True, True]

@@ -105,7 +105,7 @@ def make(
             patch = edit(
                 opened, wanted, method=method, layers=layers, subject=subject, moments=moments, seed=seed, **options
             )
-    failed = [told for told in patch.report["facts"] if not told["holds"]]
+    failed = [told for told in patch.report["facts"] if told.get("holds") is False]
     saved = None
     if output is not None and (force or not failed):
         saved = patch.save(output)
@@ -136,7 +136,7 @@ def list_methods(
         rows = [
             {
                 "method": m.name,
-                "kind": "memory" if m.name in remembering else "weights",
+                "kind": "memory" if m.name in remembering else m.on,
                 "paper": m.paper,
                 "what": m.help + (" (experimental)" if m.experimental else ""),
             }

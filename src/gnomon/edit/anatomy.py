@@ -37,7 +37,9 @@ class Down:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A decoder's parts. post_norm: a norm lies between the MLP and the residual stream (Gemma 2 and 3, OLMo 2)."""
+    """A decoder's parts. post_norm: a norm lies between the MLP and the residual stream (Gemma 2 and 3, OLMo 2).
+    gelu: the MLP's activation is not SiLU.
+    """
 
     module: Any
     base: Any
@@ -48,6 +50,12 @@ class Anatomy:
     inner: int
     post_norm: bool
     softcap: float | None
+    gelu: bool
+
+    @property
+    def mlps(self) -> tuple[nn.Module, ...]:
+        """Every layer's MLP: what holds its down projection."""
+        return tuple(self.module.get_submodule(down.name.rpartition(".")[0]) for down in self.downs)
 
     @classmethod
     def of(cls, module: nn.Module) -> Anatomy:
@@ -68,6 +76,7 @@ class Anatomy:
             inner=downs[0].weight_CM.shape[1],
             post_norm=any("post_feedforward" in part for part, _ in layers[0].named_children()),
             softcap=getattr(text, "final_logit_softcapping", None),
+            gelu="gelu" in str(getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", "")),
         )
 
     def check_layers(self, layers: list[int]) -> list[int]:
@@ -79,9 +88,9 @@ class Anatomy:
         return sorted({layer % count for layer in layers})
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., C] after the final norm -> [..., V]."""
+        """[..., C] after the final norm -> [..., V], float32."""
         head: Any = self.module.get_output_embeddings()
-        logits: Tensor = head(hidden)
+        logits: Tensor = head(hidden).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

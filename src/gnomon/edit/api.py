@@ -58,10 +58,12 @@ def edit(
     given = {key: value for key, value in given.items() if value is not None}
     chosen.parse(given)  # what is wrong is said before anything is computed
     own = Editor.of(model, corpus=moments or SELF, tokens=tokens, seed=seed)
-    if "layers" not in given and not own.profile.measured:
+    if chosen.on == "activations":
+        own.wrappable(method)
+    elif "layers" not in given and not own.profile.measured:
         own.profile = probed(own)
     options = chosen.parse({**own.profile.defaults(method), **given})
-    wanted = [with_subject(model, fact) for fact in wanted]
+    wanted = [with_subject(model, fact) for fact in wanted] if chosen.answers else wanted
     started = time.perf_counter()
     try:
         with own.standing_on(model.worn):
@@ -70,13 +72,14 @@ def edit(
         raise EditError("Not enough memory for this edit; nothing was changed.", hint="Edit fewer facts.") from None
     seconds = time.perf_counter() - started
     metadata = _metadata(own, wanted, method, options, change.about)
-    patch = Patch(change.deltas, model.checkpoint.identity, metadata, {}, change.attachments)
+    wrappers = {one.name: one for one in change.wrappers}
+    patch = Patch(change.deltas, model.checkpoint.identity, metadata, {}, change.attachments, wrappers)
     facts_report = [
         {**fact.as_dict(), **(change.notes[i] if i < len(change.notes) else {})} for i, fact in enumerate(wanted)
     ]
     if report:
         for told, fact, texts in zip(facts_report, wanted, say(model, patch, wanted), strict=True):
-            told |= texts | {"holds": _holds(texts, fact)}
+            told |= texts | ({"holds": _holds(texts, fact)} if chosen.answers else {})
     return patch.with_report(facts=facts_report, seconds=round(seconds, 3))
 
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gnomon.edit.facts import normalised
+from gnomon.edit.facts import Fact, normalised
 from gnomon.edit.passes import Rows
 from gnomon.edit.solve import Factor
 
 if TYPE_CHECKING:
     from gnomon.edit.editor import Editor
-    from gnomon.edit.facts import Fact
 
 NAMES = (
     *("Marie Curie", "Leo Tolstoy", "Winston Churchill", "Diego Rivera", "Serena Williams", "Ravi Shankar"),
@@ -52,6 +51,16 @@ class Avoided:
     def factor(self, layer: int, ridge: float) -> Factor:
         """Raises EditError when it cannot be inverted."""
         return Factor.of(self.moment(layer), ridge) if self.contrast else self.editor.factor(layer, ridge)
+
+
+def other_facts(fact: Fact, most: int) -> list[Fact]:
+    """The same fact of other subjects, at most so many: evenly taken from the names."""
+    start, end = fact.subject_span()
+    before, after = fact.prompt[:start], fact.prompt[end:]
+    own = set(normalised(fact.subject or "").split())
+    usable = [n for n in NAMES if not own & set(normalised(n).split()) and n not in before + after]
+    chosen = usable[:: max(1, len(usable) // most)][:most]
+    return [Fact(before + name + after, name, fact.target) for name in chosen]
 
 
 def contrast_keys(editor: Editor, fact: Fact, layer: int) -> Tensor:

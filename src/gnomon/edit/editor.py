@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from gnomon.edit.anatomy import Anatomy
 from gnomon.edit.contexts import Contexts
 from gnomon.edit.moments import SELF, Moment, moments
 from gnomon.edit.passes import Passes
+from gnomon.edit.plain import PLAIN
 from gnomon.edit.solve import Factor, Factors
 from gnomon.errors import UnsupportedModel, UsageError
+from gnomon.kernels.wrappers import Affine, Site, Wrapping, make_wrapper
 from gnomon.models.patch import LowRank, Patch
 
 if TYPE_CHECKING:
@@ -106,6 +109,50 @@ class Editor:
             yield
 
     @contextmanager
+    def wrapped(self, layer: int, make: Callable[[], Wrapping]) -> Iterator[None]:
+        """Inside the block the module's layer acts as the wrapper has it, differentiably. make: called each time."""
+        normed: list[Tensor] = []
+
+        def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            normed[:] = [inputs[0]]
+
+        def around(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if isinstance(wrapper := make(), Affine):
+                return None
+            site = Site(normed[0].flatten(0, -2).float(), inputs[0].flatten(0, -2).float())
+            changed = wrapper.around(site, output.flatten(0, -2).float(), PLAIN)
+            return changed.view_as(output).to(output.dtype)
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not isinstance(wrapper := make(), Affine):
+                return None
+            stream = output[0] if isinstance(output, tuple) else output
+            changed = (stream.float() + wrapper.added(stream.flatten(0, -2), PLAIN).view_as(stream)).to(stream.dtype)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handles = [
+            self.anatomy.mlps[layer].register_forward_pre_hook(enter),
+            self.anatomy.downs[layer].module.register_forward_hook(around),
+            self.anatomy.layers[layer].register_forward_hook(leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def wrappable(self, method: str) -> None:
+        """Raises UnsupportedModel where what acts on activations cannot run."""
+        from gnomon.arch.decoder import Decoder
+
+        if not isinstance(self.model.network, Decoder):
+            raise UnsupportedModel(
+                f"`{method}` acts on activations, which works in gnomon's own networks only; `{self.model.name}` "
+                "runs through transformers.",
+                hint="Edit its weights: rome, memit, ft-m.",
+            )
+
+    @contextmanager
     def standing_on(self, patches: Sequence[Patch]) -> Iterator[None]:
         """Inside the block the module is the model with these patches; one edit at a time."""
         layer_of = {self.tensor(layer): layer for layer in range(len(self.anatomy.layers))}
@@ -121,6 +168,9 @@ class Editor:
                     turned = self.anatomy.downs[layer].transposed
                     factors = (delta.down.T, delta.up.T) if turned else (delta.up, delta.down)
                     worn.enter_context(self.wearing({layer: factors}))
+                for one in patch.wrappers.values():
+                    make = partial(make_wrapper, one.kind, one.tensors, gelu=self.anatomy.gelu)
+                    worn.enter_context(self.wrapped(one.layer, make))
             self.standing = tuple(patches)
             try:
                 yield

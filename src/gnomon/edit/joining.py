@@ -85,7 +85,7 @@ def build(model: Model, options: EditOptions) -> Patch:
         **more,  # type: ignore[arg-type]
         **options.options,
     )
-    failed = [told["prompt"] for told in patch.report["facts"] if not told["holds"]]
+    failed = [told["prompt"] for told in patch.report["facts"] if told.get("holds") is False]
     if failed:
         raise EditError(f"`edit`: these facts do not hold after the edit: {'; '.join(failed)}.", param="edit.facts")
     return patch.to_low_rank(energy=1.0) if not patch.is_low_rank else patch

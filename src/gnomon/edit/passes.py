@@ -80,11 +80,31 @@ class Passes:
         named = inspect.signature(type(anatomy.base).forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"
 
-    @torch.no_grad()
     def keys(self, rows: Rows, layers: Sequence[int]) -> dict[int, Tensor]:
         """Inputs of the down projections at every token, by layer -> [B, T, M]; stops at the highest layer."""
+        return self._inputs(rows, {layer: self.anatomy.downs[layer].module for layer in layers})
+
+    def mlp_inputs(self, rows: Rows, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Inputs of the MLPs (after their norm) at every token, by layer -> [B, T, C]; stops at the highest layer."""
+        return self._inputs(rows, {layer: self.anatomy.mlps[layer] for layer in layers})
+
+    @torch.no_grad()
+    def layer_outputs(self, rows: Rows, layer: int) -> Tensor:
+        """The layer's output at every token -> [B, T, C]; stops there."""
+        found: list[Tensor] = []
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(_tensor(output))
+            raise _Reached
+
+        with self.lock, _hooks([self.anatomy.layers[layer].register_forward_hook(leave)]), suppress(_Reached):
+            self._base(rows.ids_BT, rows.mask_BT, rows.positions_BT)
+        return found[0]
+
+    @torch.no_grad()
+    def _inputs(self, rows: Rows, modules: dict[int, nn.Module]) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        last = max(layers)
+        last = max(modules)
 
         def keep(layer: int) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -94,11 +114,8 @@ class Passes:
 
             return hook
 
-        with (
-            self.lock,
-            _hooks([self.anatomy.downs[layer].module.register_forward_pre_hook(keep(layer)) for layer in layers]),
-            suppress(_Reached),
-        ):
+        handles = [module.register_forward_pre_hook(keep(layer)) for layer, module in modules.items()]
+        with self.lock, _hooks(handles), suppress(_Reached):
             self._base(rows.ids_BT, rows.mask_BT, rows.positions_BT)
         return found
 

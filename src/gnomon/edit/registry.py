@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
     from gnomon.edit.editor import Editor
     from gnomon.edit.facts import Fact
-    from gnomon.models.patch import Delta
+    from gnomon.models.patch import Delta, Wrapper
 
 GROUP = "gnomon.edit_methods"
-BUILT_IN = ("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora")
+BUILT_IN = (
+    *("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora"),
+    *("grace", "wise", "tpatcher", "calinet", "steer", "leace"),
+)
 
 
 class MethodOptions(BaseModel):
@@ -54,20 +57,28 @@ class SearchOptions(MethodOptions):
 
 @dataclass(frozen=True)
 class Change:
-    """What a method found. deltas: by tensor name. notes: per fact. attachments: state to go on from."""
+    """What a method found. deltas: by tensor name. notes: per fact. attachments: state to go on from. wrappers: what
+    acts on activations.
+    """
 
     deltas: Mapping[str, Delta]
     notes: list[dict[str, Any]] = field(default_factory=list)
     attachments: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Wrapper] = ()
 
 
+Acts = Literal["weights", "activations"]
 Run = Callable[["Editor", Sequence["Fact"], Any], Change]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One registered method. experimental: shown to work as a mechanism only, not measured at full size."""
+    """One registered method. experimental: shown to work as a mechanism only, not measured at full size.
+
+    on: what it changes. answers: the model is to say the target afterwards; otherwise the target says what a prompt
+    stands for, and facts need no subject.
+    """
 
     name: str
     help: str
@@ -75,6 +86,8 @@ class Method:
     options: type[MethodOptions]
     run: Run
     experimental: bool = False
+    answers: bool = True
+    on: Acts = "weights"
 
     def parse(self, given: Mapping[str, Any]) -> MethodOptions:
         """Raises UnknownOption with the nearest option, UsageError with the field at fault."""
@@ -95,13 +108,19 @@ _METHODS: dict[str, Method] = {}
 
 
 def edit_method(
-    name: str, options: type[MethodOptions], *, paper: str, experimental: bool = False
+    name: str,
+    options: type[MethodOptions],
+    *,
+    paper: str,
+    experimental: bool = False,
+    answers: bool = True,
+    on: Acts = "weights",
 ) -> Callable[[Run], Run]:
     """Register `run(editor, facts, options) -> Change` under a name; its docstring's first line is the help."""
 
     def register(run: Run) -> Run:
         text = (run.__doc__ or "").strip().splitlines()
-        _METHODS[name] = Method(name, text[0] if text else "", paper, options, run, experimental)
+        _METHODS[name] = Method(name, text[0] if text else "", paper, options, run, experimental, answers, on)
         return run
 
     return register

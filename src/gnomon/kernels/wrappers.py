@@ -77,7 +77,7 @@ class Neurons:
 
 @dataclass(frozen=True)
 class Codebook:
-    """The value of the nearest key, where the row lies within that key's radius (GRACE, arXiv 2211.11031, eq. 1).
+    """The value of the nearest key, where the row lies within that key's radius (GRACE, arXiv 2211.11031).
 
     |x - k|^2 = x.x - 2 x.k + k.k with canonical products.
     """
@@ -98,8 +98,8 @@ class Codebook:
 
 @dataclass(frozen=True)
 class Routed:
-    """A side memory W + up down, taken where it answers by more than the threshold otherwise than W does
-    (WISE, arXiv 2405.14768, eq. 4 and 5).
+    """A side memory W + up down, taken where it answers by at least the threshold otherwise than W does
+    (WISE, arXiv 2405.14768).
     """
 
     up: LinearWeight
@@ -110,7 +110,7 @@ class Routed:
     def around(self, site: Site, out_TC: Tensor, ops: Products) -> Tensor:
         added_TC = ops.linear(ops.linear(site.inner_TM, self.down), self.up)
         square_T1 = ops.linear(added_TC * added_TC, self.ones)
-        return torch.where(square_T1 > self.threshold**2, out_TC + added_TC, out_TC)
+        return torch.where(square_T1 >= self.threshold**2, out_TC + added_TC, out_TC)
 
 
 @dataclass(frozen=True)

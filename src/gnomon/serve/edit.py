@@ -76,7 +76,7 @@ async def remove(request: Request, id: str, model: str | None = None) -> dict[st
 
 def _make(name: str, model: Model, body: EditBody) -> dict[str, Any]:
     patch = edit(model, body.facts, method=body.method, layers=body.layers, **body.options)
-    failed = [told["prompt"] for told in patch.report["facts"] if not told["holds"]]
+    failed = [told["prompt"] for told in patch.report["facts"] if told.get("holds") is False]
     if failed and not body.keep_failed:
         raise EditError(f"These facts do not hold after the edit: {'; '.join(failed)}.", param="facts")
     if not patch.is_low_rank:
