@@ -2,6 +2,7 @@
 
     python benchmarks/edit.py single  --model smollm2-135m-instruct --methods rome --facts 100
     python benchmarks/edit.py sequence --methods rome,alphaedit,encore --facts 100
+    python benchmarks/edit.py batch    --methods memit --facts 100
     python benchmarks/edit.py time     --facts 10
     python benchmarks/edit.py sweep    --layers 8,12,16 --facts 50 --set frames=3 --updates '{"strength": [1, 1.3]}'
 
@@ -37,6 +38,7 @@ PROTOCOLS = ("wild", "probability", "teacher")
 NOTES = ("layer", "steps", "loss", "relative_norm")
 """What is kept of a fact's report; its text stays where it is."""
 HELD_OUT = 1000
+JUDGED = ("reliability", "generalization", "locality")
 
 
 def counterfact(start: int, count: int) -> list[Fact]:
@@ -131,6 +133,29 @@ def sequence(model: Any, methods: list[str], facts: list[Fact], hyper: dict[str,
             write(f"edit_sequence_{model.name}.json", {"rows": rows})
 
 
+def batch(model: Any, method: str, facts: list[Fact], hyper: dict[str, Any]) -> None:
+    """All facts in one edit: seconds, perplexity before and after, and every fact judged under the one patch."""
+    from gnomon.edit.guard import perplexity
+
+    edit(model, facts[0], method=method, report=False, **hyper)  # moments and module are there now
+    unedited, started, cpu = perplexity(model), time.perf_counter(), time.process_time()
+    patch = edit(model, facts, method=method, report=False, **hyper)
+    row: dict[str, Any] = {
+        "method": method,
+        "facts": len(facts),
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "bytes": patch.bytes,
+        "unedited": unedited,
+        "perplexity": perplexity(model.with_patches([patch])),
+        "steps": statistics.mean(told["steps"] for told in patch.report["facts"]),
+    }
+    write(f"edit_batch_{model.name}.json", row)
+    row |= {key: value for key, value in evaluate(model, patch, facts).rows[0].items() if key in (*JUDGED, "chat")}
+    write(f"edit_batch_{model.name}.json", row)
+    print(row)
+
+
 def timing(model: Any, facts: list[Fact]) -> None:
     """Seconds per ROME edit with moments and layer known."""
     edit(model, facts[0], report=False)  # moments and module are there now
@@ -185,9 +210,7 @@ def sweep(
             found = find_value(editor, fact, layer, parsed[0])
             searched = time.process_time() - started
             avoided = contrast_keys(editor, fact, layer) if any(p.contrast for p in parsed) else None
-            asked = [
-                look for look in looks(model, fact) if look.metric in ("reliability", "generalization", "locality")
-            ]
+            asked = [look for look in looks(model, fact) if look.metric in JUDGED]
             if fact.id not in before:
                 before[fact.id] = told([model], asked)[0]
             worn = []
@@ -219,7 +242,7 @@ def sweep_table(records: list[dict[str, Any]]) -> None:
     for record in records:
         by_setting.setdefault(json.dumps(record["setting"], sort_keys=True), []).append(record)
     for setting, own in by_setting.items():
-        three = [statistics.mean(r[m] for r in own) for m in ("reliability", "generalization", "locality")]
+        three = [statistics.mean(r[m] for r in own) for m in JUDGED]
         rows.append((harmonic(three), len(own), *three, setting))
     for row in sorted(rows, reverse=True):
         told = zip(("rel", "para", "kept"), row[2:5], strict=True)
@@ -242,7 +265,7 @@ def write(name: str, content: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("single", "sequence", "time", "sweep"))
+    parser.add_argument("what", choices=("single", "sequence", "batch", "time", "sweep"))
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--methods", default="rome")
     parser.add_argument("--facts", type=int, default=100)
@@ -262,6 +285,8 @@ def main() -> None:
             single(model, methods, counterfact(given.first or 0, given.facts), "", hyper, given.protocols.split(","))
         elif given.what == "sequence":
             sequence(model, methods, counterfact(given.first or 0, given.facts), hyper)
+        elif given.what == "batch":
+            batch(model, methods[0], counterfact(given.first or 0, given.facts), hyper)
         elif given.what == "time":
             timing(model, counterfact(0, given.facts))
         else:

@@ -6,16 +6,13 @@ decorator and name the module in the entry-point group `gnomon.edit_methods`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from gnomon.errors import UnknownOption, UsageError
-from gnomon.registry import nearest, option_error
+from gnomon.edit.named import Named, NamedTable, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from gnomon.edit.facts import Fact
     from gnomon.models.patch import Delta, Wrapper
 
-GROUP = "gnomon.edit_methods"
 BUILT_IN = (
     *("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora"),
     *("grace", "wise", "tpatcher", "calinet", "steer", "leace"),
@@ -73,38 +69,21 @@ Run = Callable[["Editor", Sequence["Fact"], Any], Change]
 
 
 @dataclass(frozen=True)
-class Method:
-    """One registered method. experimental: shown to work as a mechanism only, not measured at full size.
+class Method(Named):
+    """One registered method.
 
     on: what it changes. answers: the model is to say the target afterwards; otherwise the target says what a prompt
     stands for, and facts need no subject.
     """
 
-    name: str
-    help: str
-    paper: str
-    options: type[MethodOptions]
     run: Run
-    experimental: bool = False
-    answers: bool = True
-    on: Acts = "weights"
-
-    def parse(self, given: Mapping[str, Any]) -> MethodOptions:
-        """Raises UnknownOption with the nearest option, UsageError with the field at fault."""
-        try:
-            return self.options.model_validate(dict(given))
-        except ValidationError as error:
-            found = option_error(error)
-            if isinstance(found, UnknownOption):
-                raise UnknownOption(
-                    f"`{self.name}` has no option `{found.param}`.",
-                    hint=nearest(found.param or "", self.options.model_fields),
-                    param=found.param,
-                ) from None
-            raise found from None
+    answers: bool
+    on: Acts
 
 
-_METHODS: dict[str, Method] = {}
+_TABLE = NamedTable[Method](
+    "edit method", [f"gnomon.edit.methods.{name}" for name in BUILT_IN], group="gnomon.edit_methods", param="method"
+)
 
 
 def edit_method(
@@ -119,8 +98,7 @@ def edit_method(
     """Register `run(editor, facts, options) -> Change` under a name; its docstring's first line is the help."""
 
     def register(run: Run) -> Run:
-        text = (run.__doc__ or "").strip().splitlines()
-        _METHODS[name] = Method(name, text[0] if text else "", paper, options, run, experimental, answers, on)
+        _TABLE.add(Method(name, first_line(run), paper, options, experimental, run, answers, on))
         return run
 
     return register
@@ -128,16 +106,9 @@ def edit_method(
 
 def methods() -> dict[str, Method]:
     """All methods, by name; imports their files."""
-    for module in BUILT_IN:
-        importlib.import_module(f"gnomon.edit.methods.{module}")
-    for point in entry_points(group=GROUP):
-        point.load()
-    return dict(sorted(_METHODS.items()))
+    return _TABLE.all()
 
 
 def method(name: str) -> Method:
     """Raises UsageError with the nearest name."""
-    known = methods()
-    if name not in known:
-        raise UsageError(f"There is no edit method `{name}`.", hint=nearest(name, known), param="method")
-    return known[name]
+    return _TABLE.named(name)

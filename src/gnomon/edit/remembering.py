@@ -7,19 +7,17 @@ itself (`embedder: self`).
 
 from __future__ import annotations
 
-import importlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gnomon.capability import OPERATOR_ONLY
 from gnomon.edit.memory import Memory, remembered_facts
-from gnomon.errors import UsageError
-from gnomon.registry import nearest, option_error
+from gnomon.edit.named import Named, NamedTable, first_line
 from gnomon.stages import StageContext
 
 if TYPE_CHECKING:
@@ -40,25 +38,18 @@ class Rewriter(Protocol):
 
 
 @dataclass(frozen=True)
-class MemoryMethod:
+class MemoryMethod(Named):
     """One registered way of remembering. make(facts, options, embed) -> Rewriter."""
 
-    name: str
-    help: str
-    paper: str
-    options: type[BaseModel]
     make: Callable[[Sequence[Fact], Any, Embed], Rewriter]
-    experimental: bool = False
-
-    def parse(self, given: Mapping[str, Any]) -> BaseModel:
-        """Raises UnknownOption, UsageError with the field at fault."""
-        try:
-            return self.options.model_validate(dict(given))
-        except ValidationError as error:
-            raise option_error(error, ("options",)) from None
 
 
-_METHODS: dict[str, MemoryMethod] = {}
+_TABLE = NamedTable[MemoryMethod](
+    "way of remembering",
+    [f"gnomon.edit.memories.{name}" for name in BUILT_IN],
+    group="gnomon.edit_memories",
+    param="remember.method",
+)
 
 
 def memory_method(
@@ -67,8 +58,7 @@ def memory_method(
     """Register a class `Method(facts, options, embed)` with `rewrite(text)`; its docstring's first line is the help."""
 
     def register(cls: type[Any]) -> type[Any]:
-        text = (cls.__doc__ or "").strip().splitlines()
-        _METHODS[name] = MemoryMethod(name, text[0] if text else "", paper, options, cls, experimental)
+        _TABLE.add(MemoryMethod(name, first_line(cls), paper, options, experimental, cls))
         return cls
 
     return register
@@ -76,19 +66,12 @@ def memory_method(
 
 def memory_methods() -> dict[str, MemoryMethod]:
     """All ways of remembering, by name; imports their files."""
-    for module in BUILT_IN:
-        importlib.import_module(f"gnomon.edit.memories.{module}")
-    return dict(sorted(_METHODS.items()))
+    return _TABLE.all()
 
 
 def method_of_memory(name: str) -> MemoryMethod:
     """Raises UsageError with the nearest name."""
-    known = memory_methods()
-    if name not in known:
-        raise UsageError(
-            f"There is no way of remembering `{name}`.", hint=nearest(name, known), param="remember.method"
-        )
-    return known[name]
+    return _TABLE.named(name)
 
 
 class RememberOptions(BaseModel):
