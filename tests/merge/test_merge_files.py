@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import gnomon
 from gnomon.cli.main import run
 from gnomon.errors import ConfigError, MergeError, UsageError
+from gnomon.merge import forecast as forecasting
 from gnomon.merge import merge
 from gnomon.merge.build import MergeRun, open_merge
 from gnomon.merge.forecast import forecast
@@ -249,6 +250,18 @@ def test_a_model_of_seventy_billion_is_planned_from_its_config_alone(
     assert found["bytes_read"] == 3 * found["bytes_written"] and found["peak_memory"] < 4e9
     with pytest.raises(MergeError, match=r"needs \d+ MB .* more than the 600 MB"):
         forecast(open_merge(file, MergeRun(bare=True)), max_memory="600MB")
+
+
+def test_the_time_of_a_merge_is_told_from_a_measured_sample_of_its_method(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = open_merge(linear((family["a"], 1), (family["b"], 1)))
+    one, four = (forecasting._seconds_per_element(merged, threads) for threads in (1, 4))
+    assert one is not None and four is not None and min(one, four) > 0
+    monkeypatch.setattr(forecasting, "_seconds_per_element", lambda *_: 1e-3)
+    found = forecast(merged)
+    elements = sum(torch.Size(merged.info(name).shape).numel() for name in merged)
+    assert found.seconds == pytest.approx(elements * 1e-3, abs=0.1)
 
 
 def test_a_merged_model_answers_like_any_other(family: Family, tiny: Model) -> None:

@@ -140,12 +140,19 @@ def plan(
         ("files written", found.files),
         ("peak memory", f"{human_bytes(found.peak_memory)} (at `{found.worst_tensor}`)"),
         ("threads", found.threads),
-        ("time", f"about {found.seconds:.0f} s here"),
+        ("time", f"about {_duration(found.seconds)} here"),
     ]
     print_table(("", ""), rows)
     if tensors:
         shown = [(t["name"], "x".join(map(str, t["shape"])), t["dtype"], t["method"], t["parameters"]) for t in listed]
         print_table(("TENSOR", "SHAPE", "DTYPE", "METHOD", "PARAMETERS"), shown)
+
+
+def _duration(seconds: float) -> str:
+    """1 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @app.command()
@@ -284,6 +291,7 @@ def raw(
     compat: bool = COMPAT,
     threads: int = THREADS,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT when it is something else."),
+    json: bool = JSON,
 ) -> None:
     """Merge bare tensor files (.safetensors, .bin, .pt) into one safetensors file."""
     from gnomon.merge.build import MergeRun
@@ -291,7 +299,11 @@ def raw(
 
     merged = merge_raw(file, MergeRun(seed=seed, compat=compat, threads=threads))
     warn(merged.plan.warnings)
-    print(f"{write_raw(merged, out, overwrite=overwrite)}: {len(merged)} tensors, identity {merged.identity}")
+    write_raw(merged, out, overwrite=overwrite)
+    if json:
+        print_json({"path": str(out), "tensors": len(merged), "identity": merged.identity})
+        return
+    print(f"{out}: {len(merged)} tensors, identity {merged.identity}")
 
 
 app.add_typer(merge_making.app)

@@ -24,16 +24,22 @@ def multi(
     compat: bool = COMPAT,
     threads: int = THREADS,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace directories that hold something else."),
+    json: bool = JSON,
 ) -> None:
     """Write every document of a file, the named ones too. `run` gives the same result without writing those."""
     from gnomon.merge.build import MergeRun
     from gnomon.merge.multi import write_all
 
     run_ = MergeRun(seed=seed, compat=compat, threads=threads)
+    rows = []
     for name, written in write_all(
         file, out, intermediate_dir, run_, max_memory=max_memory, shard_bytes=out_shard_size, overwrite=overwrite
     ):
-        print(f"{name}: {written.path}, {written.tensors} tensors, {human_bytes(written.bytes)}")
+        rows.append({"name": name, **vars(written), "path": str(written.path)})
+        if not json:
+            print(f"{name}: {written.path}, {written.tensors} tensors, {human_bytes(written.bytes)}")
+    if json:
+        print_json(rows)
 
 
 @app.command(cls=TakesMergekitFlags)
