@@ -19,11 +19,13 @@ import yaml
 import gnomon
 from gnomon.errors import Conflict, UnsupportedModel
 from gnomon.generation import Generation
+from gnomon.merge import merge
 from gnomon.model import Model
 from gnomon.models.patch import Patch
 from gnomon.models.reference import open_checkpoint
 from helpers.patches import random_patch, random_wrappers
 from helpers.server import serving
+from helpers.tiny import write_tiny_model
 
 MESSAGES = [{"role": "user", "content": "abc"}]
 LETTER = "\ufffd"
@@ -191,3 +193,27 @@ def test_the_table_names_every_installed_capability(tiny: Model) -> None:
         if model is not None:
             fields = set(model.model_fields) if capability.inline else {capability.name}
             assert fields & covered, f"add a row for `{capability.name}`"
+
+
+@pytest.fixture(scope="module")
+def merges(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
+    """One merge twice: as its file, and as the directory that is written of it. Each with its own patch `shift`."""
+    folder = tmp_path_factory.mktemp("merge")
+    other = write_tiny_model(folder / "other", seed=5)
+    entries = [{"model": str(path), "parameters": {"weight": weight}} for path, weight in ((tiny_dir, 3), (other, 1))]
+    (folder / "merge.yaml").write_text(yaml.safe_dump({"merge_method": "linear", "models": entries}))
+    merge(folder / "merge.yaml", out=folder / "written")
+    with (
+        gnomon.load(folder / "merge.yaml", ledger=False) as file,
+        gnomon.load(folder / "written", ledger=False) as written,
+    ):
+        for model in (file, written):
+            model.patches.add("shift", random_patch(model.checkpoint, 1))
+        yield file, written
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.on == "tiny"], ids=lambda row: row.name)
+def test_a_merge_file_wears_every_row_as_the_written_merge_does(row: Row, merges: tuple[Model, Model]) -> None:
+    options = {"max_tokens": 8, "seed": 1} | row.options
+    file, written = (model.generate("abc", **options) for model in merges)
+    assert row.check(file) and same(file, written)
