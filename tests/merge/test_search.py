@@ -221,6 +221,16 @@ def test_a_stopped_search_goes_on_where_it_was_and_finds_the_same(family: Family
     assert Remembered(journal, "another").recalled == 0
 
 
+@pytest.mark.slow
+def test_a_search_on_ray_finds_the_same(family: Family, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed (extra `cluster`)")
+    content = {"merge_method": "linear", "models": entries(family["a"], family["b"]), "dtype": "float32"}
+    file = tmp_path / "evolve.yaml"
+    file.write_text(yaml.safe_dump(content))
+    options: dict[str, Any] = {"budget": 6, "most_tokens": 40, "seed": 1, "threads": 1}
+    assert evolve(file, {"t": TEXT}, ray="local", **options) == evolve(file, {"t": TEXT}, **options)
+
+
 def _half_loss(checkpoint: Any, text: str) -> float:
     with load(checkpoint, ledger=False, max_sequences=1) as model:
         return text_loss(model, text, most_tokens=60).mean

@@ -80,6 +80,7 @@ def evolve(
     budget: int = typer.Option(60, "--budget", min=2, help="How many merges to try."),
     tokens: int = typer.Option(1000, "--tokens", help="How many tokens of each half of a text."),
     seed: int = typer.Option(0, "--seed", "--random-seed", help="Of the search, and of random drops."),
+    ray: str = typer.Option(None, "--ray", metavar="ADDRESS", help="Merges at once on a Ray cluster: local, auto, ..."),
     threads: int = THREADS,
     json: bool = JSON,
 ) -> None:
@@ -98,7 +99,7 @@ def evolve(
     with told_to_go_on(out):
         found = search(
             file, texts, genes=genes, layer_group=layer_group, budget=budget, seed=seed, most_tokens=tokens,
-            threads=threads, journal=journal,
+            threads=threads, journal=journal, ray=ray,
         )  # fmt: skip
     out.write_text(yaml.safe_dump(found.content, sort_keys=False), encoding="utf-8")
     if json:

@@ -2,16 +2,19 @@
 
 A genome is, for each group of layers, one number for each parameter of each model; it becomes an ordinary merge file,
 so what was found can be read, kept and merged again. Each text is halved: the search sees the first half, the report
-is on the second, which no step of it has seen. Needs the extra `evolve`.
+is on the second, which no step of it has seen. The merges of a generation may be measured at once, on Ray. Needs the
+extra `evolve`.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from typing import Any
 from gnomon.errors import ConfigError, MissingExtra, UsageError
 from gnomon.loading import load
 from gnomon.merge.build import MergeRun, open_merge, parse_source
+from gnomon.merge.evolve_ray import Begin, begun_on_ray
 from gnomon.merge.layout import Layout
 from gnomon.merge.perplexity import Text, halves, text_loss
 from gnomon.merge.registry import find_method
-from gnomon.merge.remembered import Remembered
+from gnomon.merge.remembered import Remembered, key_of
 from gnomon.models.checkpoint import Checkpoint
 from gnomon.progress import progress
 
@@ -114,10 +118,12 @@ def evolve(
     threads: int = 0,
     on_step: Callable[[int, float], None] | None = None,
     journal: Path | None = None,
+    ray: str | None = None,
 ) -> Evolved:
     """Search for at most `budget` merges. texts: each counts the same; most_tokens: of each half.
 
     journal: a file of what was measured, until the search is over; begun again, it goes on from there.
+    ray: measure each generation's merges at once, on the cluster of this address ("local": one of its own).
     """
     try:
         import cma
@@ -136,20 +142,16 @@ def evolve(
     named = json.dumps([content, [vars(gene) for gene in genome], known, most_tokens, seed, identities], sort_keys=True)
     remembered = Remembered(journal, hashlib.sha256(named.encode()).hexdigest())
 
-    def seen(candidate: Mapping[str, Any]) -> float:
-        return remembered.of(candidate, lambda: loss(candidate, 0))
-
     def loss(candidate: Mapping[str, Any], half: int) -> float:
-        merged = open_merge(candidate, run, models, folder)
-        with load(merged, max_sequences=1, ledger=False) as model:
-            found = [text_loss(model, pair[half], most_tokens=most_tokens).mean for pair in split.values()]
-        return math.fsum(found) / len(found)
+        return _loss(candidate, models, run, folder, [pair[half] for pair in split.values()], most_tokens)
 
+    first_halves = [pair[0] for pair in split.values()]
+    alone = functools.partial(_loss_anew, source=source, run=run, folder=folder, texts=first_halves, most=most_tokens)
     start = [_start(gene, content, len(content["models"])) for gene in genome]
     first = with_genes(content, genome, start)
-    history = [seen(first)]
+    history = [remembered.of(first, lambda: loss(first, 0))]
     best, least = first, history[0]
-    with progress("evolving", total=budget) as bar:
+    with progress("evolving", total=budget) as bar, _begun(lambda c: loss(c, 0), alone, ray) as begin:
         bar.advance()
         strategy = cma.CMAEvolutionStrategy(
             start if len(start) > 1 else [*start, 0.0], SIGMA, {"seed": seed + 1, "verbose": -9, "maxfevals": budget}
@@ -157,9 +159,13 @@ def evolve(
         while len(history) < budget and not strategy.stop():
             asked = strategy.ask()
             scores = []
-            for values in asked:
-                candidate = with_genes(content, genome, list(values)[: len(genome)])
-                score = seen(candidate) if len(history) < budget else math.inf
+            candidates = [with_genes(content, genome, list(values)[: len(genome)]) for values in asked]
+            unknown = [c for c in candidates[: budget - len(history)] if not remembered.knows(c)]
+            waiting = dict(zip(map(key_of, unknown), begin(unknown), strict=True))
+            for candidate in candidates:
+                score = math.inf
+                if len(history) < budget:
+                    score = remembered.of(candidate, waiting.get(key_of(candidate), _never))
                 if math.isfinite(score):
                     history.append(score)
                     bar.advance()
@@ -172,6 +178,44 @@ def evolve(
     held_out = (loss(first, 1), loss(best, 1))
     remembered.forget()
     return Evolved(best, len(history), (history[0], least), held_out, tuple(history))
+
+
+def _loss(
+    candidate: Mapping[str, Any],
+    models: Mapping[str, Checkpoint],
+    run: MergeRun,
+    folder: Path,
+    texts: Sequence[Text],
+    most: int,
+) -> float:
+    """Mean nats a token of the merge, over the texts."""
+    merged = open_merge(candidate, run, models, folder)
+    with load(merged, max_sequences=1, ledger=False) as model:
+        found = [text_loss(model, text, most_tokens=most).mean for text in texts]
+    return math.fsum(found) / len(found)
+
+
+def _loss_anew(
+    candidate: Mapping[str, Any], *, source: str, run: MergeRun, folder: Path, texts: Sequence[Text], most: int
+) -> float:
+    """_loss in another process, which opens the models itself."""
+    references = parse_source(candidate)[0].references()
+    models = {reference: _open(reference, folder, source) for reference in references}
+    return _loss(candidate, models, run, folder, texts, most)
+
+
+def _never() -> float:
+    raise AssertionError("What is known is not measured.")
+
+
+@contextmanager
+def _begun(here: Callable[[Mapping[str, Any]], float], alone: Fitness, ray: str | None) -> Iterator[Begin]:
+    """How the merges of a generation are measured: one after the other here, or all at once on Ray."""
+    if ray is None:
+        yield lambda candidates: [functools.partial(here, candidate) for candidate in candidates]
+    else:
+        with begun_on_ray(alone, ray) as begin:
+            yield begin
 
 
 def _start(gene: Gene, content: Mapping[str, Any], models: int) -> float:

@@ -26,9 +26,12 @@ class Remembered:
             kept = [{"search": name}, *({"candidate": c, "loss": loss} for c, loss in self._known.items())]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
+    def knows(self, candidate: Mapping[str, Any]) -> bool:
+        return key_of(candidate) in self._known
+
     def of(self, candidate: Mapping[str, Any], measure: Callable[[], float]) -> float:
         """The candidate's loss, measured where it is not known."""
-        key = json.dumps(candidate, sort_keys=True)
+        key = key_of(candidate)
         if key not in self._known:
             self._known[key] = measure()
             if self._path is not None:
@@ -40,3 +43,8 @@ class Remembered:
         """The search is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def key_of(candidate: Mapping[str, Any]) -> str:
+    """A candidate's name in the file."""
+    return json.dumps(candidate, sort_keys=True)
