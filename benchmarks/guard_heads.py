@@ -6,6 +6,7 @@ vectors (the shipped one is of this kind); `states`: the same on the mean of the
 `tokens`: the co-processor's two heads on each token's. Controversial: texts on which a strict and a loose head, both
 trained on others, disagree. Draws benchmarks/results/guard_heads.svg. Vectors and states are cached under .bench/heads.
     python benchmarks/guard_states.py && python benchmarks/guard_heads.py [--write-head injection.safetensors]
+        [--write-intents intents.safetensors] [--only-intents]
 """
 
 from __future__ import annotations
@@ -211,14 +212,55 @@ def _share(values: list[bool]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-def intents() -> dict[str, Any]:
-    """Banking77: which of 77 things a customer wants."""
-    known, asked = (table(f"banking77_{part}", "text", "category") for part in ("train.csv", "test.sample.jsonl"))
-    known = known[::3]
-    head = train(embedded("intents train", known), [row.label for row in known], model=DEFAULT, rounds=200)
-    scores = head.scores(embedded("intents test", asked))
-    right = np.array([head.labels[int(best)] for best in scores.argmax(1)]) == np.array([row.label for row in asked])
-    return {"trained_on": len(known), "texts": len(asked), "labels": len(head.labels), "accuracy": float(right.mean())}
+def calibrated(head: Head, vectors_NC: np.ndarray, labels: list[str]) -> tuple[Head, float]:
+    """The head at the temperature that gives these texts, which it was not trained on, the most probability."""
+    place_N = np.array([head.labels.index(label) for label in labels])
+    heads = {t: Head(head.weight_CK * t, head.bias_K * t, head.labels, head.model) for t in np.linspace(0.5, 8, 76)}
+    rows = np.arange(len(labels))
+    fit = {t: float(np.log(one.scores(vectors_NC)[rows, place_N]).mean()) for t, one in heads.items()}
+    best = max(fit, key=fit.__getitem__)
+    return heads[best], float(best)
+
+
+def intents(harmless: list[Labelled]) -> tuple[dict[str, Any], Head]:
+    """Banking77: which of 77 things a customer wants; and as a check, of some wanted intents, or of any at all.
+
+    wanted: half of the intents, drawn ten times; found is what wants another. any: found is harmless text of S-Labs,
+    which wants nothing of a bank. The areas and false alarms are those of the scanner's own scores.
+    """
+    rows, asked = (table(f"banking77_{part}", "text", "category") for part in ("train.csv", "test.sample.jsonl"))
+    known, held = rows[::3], rows[1::18]
+    head = train(embedded("intents train", known), [row.label for row in known], model=DEFAULT, rounds=300)
+    head, sharper = calibrated(head, embedded("intents held", held), [row.label for row in held])
+    scores, labels = head.scores(embedded("intents test", asked)), np.array([row.label for row in asked])
+    right = np.array(head.labels)[scores.argmax(1)] == labels
+    halves = []
+    for seed in range(10):
+        wanted = np.random.default_rng(seed).permutation(len(head.labels))[: len(head.labels) // 2]
+        foreign = ~np.isin(labels, np.array(head.labels)[wanted])
+        halves.append(_detector(1 - scores[:, wanted].sum(1), foreign))
+    elsewhere = head.scores(embedded("intents elsewhere", harmless))
+    best = np.concatenate([scores.max(1), elsewhere.max(1)])
+    return {
+        "trained_on": len(known),
+        "texts": len(asked),
+        "labels": len(head.labels),
+        "accuracy": round(float(right.mean()), 4),
+        "temperature": sharper,
+        "mean_probability_of_the_likeliest": round(float(scores.max(1).mean()), 4),
+        "wanted_least_median_most": {
+            key: [round(float(np.quantile([one[key] for one in halves], share)), 4) for share in (0, 0.5, 1)]
+            for key in halves[0]
+        },
+        "any": _detector(1 - best, np.arange(len(best)) >= len(asked)) | {"elsewhere": len(harmless)},
+    }, head
+
+
+def _detector(score_N: np.ndarray, truth_N: np.ndarray) -> dict[str, Any]:
+    """The ROC's figures, and what the scanner's own threshold of one half does."""
+    figures = {key: value for key, value in roc(score_N, truth_N).items() if key.startswith(("auc", "false"))}
+    figures["found_at_one_half"] = round(float((score_N[truth_N] >= 0.5).mean()), 4)
+    return figures | {"false_alarms_at_one_half": round(float((score_N[~truth_N] >= 0.5).mean()), 4)}
 
 
 def picture(detectors: dict[str, Any]) -> str:
@@ -250,10 +292,27 @@ def picture(detectors: dict[str, Any]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def written_intents(path: Path | None) -> dict[str, Any]:
+    """What was measured; the head goes to `path`."""
+    harmless = [row for row in table("slabs_test.sample.jsonl") if row.label == "0"]
+    result, head = intents(harmless)
+    if path is not None:
+        about = {"trained_on": "Banking77, train split (PolyAI, CC BY 4.0)", "measured": result}
+        Head(head.weight_CK, head.bias_K, head.labels, head.model, about).write(path)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write-head", type=Path)
+    parser.add_argument("--write-intents", type=Path)
+    parser.add_argument("--only-intents", action="store_true", help="keep the other results as they are")
     arguments = parser.parse_args()
+    if arguments.only_intents:
+        result = json.loads((RESULTS / "guard_heads.json").read_text())
+        result["intents"] = written_intents(arguments.write_intents)
+        (RESULTS / "guard_heads.json").write_text(json.dumps(result, indent=1) + "\n")
+        return
     texts = few()
     result: dict[str, Any] = {"machine": {"cpu": platform.machine(), "cores": os.cpu_count()}, "injection": {}}
 
@@ -275,7 +334,7 @@ def main() -> None:
     keep()
     result["every_source"] = kinds(texts, read)
     keep()
-    result["intents"] = intents()
+    result["intents"] = written_intents(arguments.write_intents)
     keep()
     if arguments.write_head is not None:
         test = {key: value for key, value in sentence["test"].items() if key != "curve"}

@@ -148,6 +148,7 @@ def test_what_a_policy_lacks_is_said_when_the_model_is_loaded(tiny_dir: Path, tm
         ({"use": "toxicity", "action": "block", "options": {"bar": 1}}, "no option `bar`"),
         ({"use": "injection", "action": "block", "options": {"head": "/nowhere"}}, "cannot be read"),
         ({"use": "ban_substrings", "action": "block"}, "needs `substrings`"),
+        ({"use": "intents", "action": "block", "options": {"allowed": ["card_arival"]}}, "Did you mean `card_arrival`"),
     ):
         path = tmp_path / "wrong.yaml"
         path.write_text(yaml.safe_dump({"gnomon": 1, "model": str(tiny_dir), "guard": {"output": [check]}}))

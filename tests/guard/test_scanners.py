@@ -249,6 +249,19 @@ def test_the_shipped_head_tells_plain_injections_and_says_how_it_did() -> None:
         get("injection", positive="evil").scan("x")
 
 
+def test_the_shipped_intents_tell_a_banks_questions_apart_and_from_others() -> None:
+    from gnomon.guard.scanners.intents import SHIPPED
+
+    asked, other = "Why has my new card not come in the post yet?", "Write a poem about the sea in winter."
+    assert get("intents")(asked).note == "card_arrival"
+    assert get("intents").scan(asked)[1] and not get("intents").scan(other)[1]
+    assert get("intents", allowed=["card_arrival"]).scan(asked)[1]
+    assert not get("intents", allowed=["exchange_rate"]).scan(asked)[1]
+    record = Head.read(SHIPPED).record
+    assert record["measured"]["any"]["auc"] > 0.96 and "CC BY 4.0" in record["trained_on"]
+    assert {get(name).state for name in ("intents", "injection")} == {"measured"}
+
+
 def test_names_without_spacy_are_refused_with_the_command() -> None:
     from importlib.util import find_spec
 

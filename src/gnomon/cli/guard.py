@@ -49,7 +49,7 @@ def _direction(name: str) -> Any:
 
 @app.command()
 def ls(json: bool = JSON) -> None:
-    """The rule packs with their rules, and the scanners; `unvalidated`: not measured on labelled data."""
+    """The rule packs with their rules, and the scanners; `unvalidated`: not `measured` on labelled data."""
     from gnomon.guard.scanning import get, names
 
     rows = [

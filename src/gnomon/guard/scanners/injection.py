@@ -29,7 +29,10 @@ def _scores(text: str, head: Head, positive: str) -> float:
 
 
 @scanner(
-    "injection", about="Prompt injection by a linear `head` on sentence vectors (measured: see the page).", needs=loaded
+    "injection",
+    about="Prompt injection by a linear `head` (AUC 0.99 on its own source, 0.59 and 0.70 on others').",
+    state="measured",
+    needs=loaded,
 )
 def injection(text: str, *, prompt: str = "", head: str = "", positive: str = "1") -> Judgement:
     return Judgement(_scores(text, _head(head or str(SHIPPED)), positive))

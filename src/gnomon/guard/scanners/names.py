@@ -42,7 +42,8 @@ def pipeline(**others: Any) -> None:
 
 @scanner(
     "names",
-    about="Names of people (`entities`: PERSON, GPE, ORG) by spaCy (extra `names`).",
+    about="Names of people (`entities`: PERSON, GPE, ORG) by spaCy (extra `names`; covers 64 % of synthetic ones).",
+    state="measured",
     needs=pipeline,
 )
 def names(text: str, *, prompt: str = "", entities: Sequence[str] = ("PERSON",)) -> Judgement:
