@@ -3,7 +3,8 @@
 Peers run in environments of their own under .bench/ (llm-guard 0.3.16: its Secrets scanner; nemoguardrails 0.24.1: its
 RollingBuffer, driven as its server drives it; openai-guardrails 0.3.6: its client, checking every 100 chunks),
 and each is given the exact text of the secret as its pattern, so that only the streaming is compared. A window of 256
-characters stands for the gateways that hold back a fixed tail.
+characters stands for the gateways that hold back a fixed tail. An environment: python -m venv .bench/nemo &&
+.bench/nemo/bin/pip install nemoguardrails==0.24.1; likewise .bench/openai (openai-guardrails==0.3.6), .bench/llmguard.
     python benchmarks/guard.py [--quick] [--only speed,cost,leaks,recall,names] [--out benchmarks/results/guard.json]
 """
 

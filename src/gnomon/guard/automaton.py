@@ -36,12 +36,16 @@ Kernel = frozenset[int]
 
 @dataclass(frozen=True)
 class Source:
-    """One rule as the automaton sees it: what stands before (not part of a match), and what a match is."""
+    """One rule as the automaton sees it: what stands before (not part of a match), and what a match is.
+
+    name: for what is wrong with it.
+    """
 
     before: Node | None
     secret: Node
     gate: bool = True
     urgent: bool = False
+    name: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -84,7 +88,7 @@ class Program:
         contexts: list[int] = []
         self.context_rules: dict[int, int] = {}
         for rule, source in enumerate(self.sources):
-            self._rule = rule
+            self._rule, self._name = rule, source.name or str(rule)
             self._budget = MOST_STATES
             start = self._build(source.secret, self._state(final=rule))
             if source.before is None:
@@ -118,7 +122,7 @@ class Program:
         self._budget -= 1
         if self._budget < 0:
             raise UsageError(
-                f"Rule {self._rule} needs more than {MOST_STATES} states.",
+                f"The rule `{self._name}` needs more than {MOST_STATES} states.",
                 hint="Counted repetitions multiply when nested: make the counts smaller or open-ended.",
             )
         self.test.append(test)

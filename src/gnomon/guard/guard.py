@@ -218,7 +218,9 @@ def _compile(checks: list[Check], options: GuardOptions, folder: Path) -> Compil
         for place, number in enumerate(numbers):
             rule, check = one.rules[number], one.checks[number]
             gate = check.action != "flag" and not options.shadow
-            sources.append(Source(rule.before, rule.secret, gate, gate and check.action == "block"))
+            sources.append(
+                Source(rule.before, rule.secret, gate, gate and check.action == "block", check.name or rule.id)
+            )
             overflow[place] = check.on_overflow or options.default.on_overflow
         one.plans.append(
             Plan(
