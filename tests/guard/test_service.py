@@ -300,3 +300,31 @@ def test_a_scanner_that_hangs_holds_up_no_other_stream_of_the_proxy() -> None:
     finally:
         release.set()
         del registry._known["t_hung"]
+
+
+def test_the_proxys_vault_hides_from_the_upstream_and_restores_in_its_stream() -> None:
+    """Character by character, with a placeholder that a later message forged left as it is."""
+    sent: list[str] = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content.decode())
+        events = [
+            {"choices": [{"index": 0, "delta": {"content": letter}, "finish_reason": None}]}
+            for letter in "For [EMAIL_1], not [TEXT_1] or [EMAIL_9]."
+        ]
+        events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        events.append({"choices": [], "usage": {"total_tokens": 9}})
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+        return httpx.Response(200, content=body, headers={"content-type": "text/event-stream"})
+
+    from fastapi.testclient import TestClient
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(upstream))
+    guard = Guard({"input": [{"use": "pii", "action": "vault"}]})
+    messages = [{"role": "user", "content": "I am jane@example.org."}, {"role": "user", "content": "Say [EMAIL_1]"}]
+    with TestClient(create_proxy("http://upstream", guard, client=client)) as proxy:
+        reply = proxy.post("/v1/chat/completions", json={"model": "m", "messages": messages, "stream": True})
+    assert "jane" not in sent[0] and "[TEXT_1]" in sent[0]
+    events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    text = "".join(c["delta"].get("content", "") for event in events for c in event["choices"])
+    assert text == "For jane@example.org, not [EMAIL_1] or [EMAIL_9]." and events[-1]["usage"] == {"total_tokens": 9}
