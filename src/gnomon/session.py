@@ -58,7 +58,8 @@ class TextSession:
         self.info = info
         self.emit = emit
         self.want_logprobs = want_logprobs
-        self.detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+        self.shown: frozenset[int] = getattr(gate, "shown", frozenset())  # control tokens that are text in this answer
+        self.detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens, shown=self.shown)
         self.length = 0  # characters detokenised so far
         self.settled = [0] * len(self.stages)  # per stage: characters of its input that are decided
         self.pending: deque[_Pending] = deque()  # tokens not yet reported
@@ -141,7 +142,8 @@ class TextSession:
         count = len(self.pending) - len(kept)
         self.pending = kept
         del self.kept_ids[-count:]
-        self.detokenizer = self.tokenizer.detokenizer(skip_special_tokens=self.skip_special_tokens)
+        skip = self.skip_special_tokens
+        self.detokenizer = self.tokenizer.detokenizer(skip_special_tokens=skip, shown=self.shown)
         text = "".join(map(self.detokenizer.push, self.kept_ids))
         self.length = len(text)
         before = [copy.deepcopy(stage) for stage in self.fresh]

@@ -48,7 +48,10 @@ class Ruling:
 
 @runtime_checkable
 class TokenGate(Protocol):
-    """A logits stage that also judges what was drawn, before any of it becomes text."""
+    """A logits stage that also judges what was drawn, before any of it becomes text.
+
+    One with an attribute `shown` (a set of token ids) makes these control tokens part of the text.
+    """
 
     def judge(self, event: TokenEvent) -> Ruling:
         """The stage has accepted this token already."""

@@ -10,8 +10,9 @@ import openai
 import pytest
 from openai import OpenAI
 
+from gnomon.grammar.calls import HERMES, CallReader
 from gnomon.grammar.plans import make, plan_of, restore
-from gnomon.grammar.tools import HERMES, CallReader, tool_grammar
+from gnomon.grammar.tools import tool_grammar
 from gnomon.loading import load
 from helpers.server import serving
 from helpers.tiny import write_tiny_model

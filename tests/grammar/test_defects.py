@@ -11,11 +11,11 @@ import pytest
 
 from gnomon.grammar import compile
 from gnomon.grammar.cache import key_of
+from gnomon.grammar.calls import HERMES, CallReader
 from gnomon.grammar.closing import NoChecks
 from gnomon.grammar.plans import make, plan_of, restore
 from gnomon.grammar.schema import lookaround
 from gnomon.grammar.selecting import _Summing
-from gnomon.grammar.tools import HERMES, CallReader
 from gnomon.model import Model
 from gnomon.stages import Ruling
 
@@ -106,7 +106,7 @@ DEFECTS: list[tuple[str, Any, Callable[[Model], bool]]] = [
         lambda self, left: None,
         a_restored_grammar_checks_what_the_mask_leaves,
     ),
-    ("gnomon.grammar.tools.CallReader._tail", property(lambda self: self.form.tail), custom_calls_are_read),
+    ("gnomon.grammar.calls.CallReader._tail", property(lambda self: self.form.tail), custom_calls_are_read),
 ]
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 
 from gnomon.generation import Generation
 from gnomon.grammar import compile
-from gnomon.grammar.tools import FORMS, HERMES, LLAMA3, CallReader, form_of, tool_grammar
+from gnomon.grammar.calls import FORMS, HERMES, LLAMA3, CallReader, form_of
+from gnomon.grammar.tools import tool_grammar
 from gnomon.loading import load
 from gnomon.model import Model
 from gnomon.serve.strict import strict_fault
@@ -284,7 +285,7 @@ def test_a_text_is_read_alike_however_it_is_split(form: Any) -> None:
     text = "Sure <tool " if form.several else ""
     text += form.opening("f") + '{"a": "}x{\\n"}' + form.tail
     if form.several:
-        text += "\n" + form.opening("g") + "{}" + form.tail
+        text += form.between + form.opening("g") + "{}" + form.tail
     whole = CallReader(form)
     whole.push(text)
     single = CallReader(form)

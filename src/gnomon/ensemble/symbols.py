@@ -73,6 +73,10 @@ class SymbolTokenizer(Tokenizer):
     def token_bytes(self, token_id: int) -> bytes:
         return self.symbols.bytes_of(token_id)
 
+    def ids_of_controls(self, texts: Sequence[str]) -> dict[str, int]:
+        """None: no sign stands for a text."""
+        return {}
+
     @property
     def sha256(self) -> str:
         """Names the vocabulary; how text is split changes no mask."""

@@ -40,7 +40,8 @@ class Verdict:
 
 class Grammar:
     """compile() makes it. mask: for llguidance; report: or what makes it when it is read; validators: of a schema's
-    values; checks: of other kinds, if any; matcher: a walk at its beginning, where one was made already."""
+    values; checks: of other kinds, if any; matcher: a walk at its beginning, where one was made already;
+    controls: control tokens that are part of its texts."""
 
     def __init__(
         self,
@@ -53,12 +54,14 @@ class Grammar:
         convert: Callable[[Any], Any] | None = None,
         source: Any = None,
         matcher: Matcher | None = None,
+        controls: tuple[str, ...] = (),
     ) -> None:
         self.mask = mask
         self._report = report
         self.unsatisfiable = unsatisfiable
         self.validators = validators
         self.source = source
+        self.controls = controls
         self._convert = convert
         self._checks = checks
         self._shortest: str | None = None
@@ -158,7 +161,10 @@ class Grammar:
 
     def bind(self, tokenizer: Tokenizer) -> Matcher:
         """A fresh walk over a model's vocabulary."""
-        return self.matcher(vocabulary_of(tokenizer))
+        return self.matcher(self.vocabulary(tokenizer))
+
+    def vocabulary(self, tokenizer: Tokenizer) -> Vocabulary:
+        return vocabulary_of(tokenizer, self.controls)
 
     def shortest_tokens(self, tokenizer: Tokenizer) -> list[int]:
         """The shortest text as the tokens that decoding would write."""

@@ -26,7 +26,7 @@ class ToolCalls(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     functions: Annotated[list[dict[str, Any]], Field(min_length=1, description="name, description and parameters.")]
-    form: Literal["hermes", "llama3"] = "hermes"
+    form: Literal["hermes", "llama3", "gemma", "mistral", "mistral-named"] = "hermes"
     choice: Literal["auto", "required"] = "auto"
     parallel: bool = True
     content: Any = None

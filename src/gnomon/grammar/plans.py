@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from gnomon.grammar.calls import FORMS
 from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.compiling import pattern_hints, read_schema
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.bounds import checked
 from gnomon.grammar.schema.validators import Validators
-from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallChecks, custom_tool, tool_grammar
+from gnomon.grammar.tools import NO_PARAMETERS, CallChecks, custom_tool, tool_grammar
 from gnomon.models.tokenizer import Tokenizer
 
 Arguments = Mapping[str, Any]
@@ -64,7 +65,7 @@ def restore(arguments: Arguments, plan: Plan) -> Grammar:
         }
         content = None if tools["content"] is None else _validators(tools["content"])
         checks = CallChecks(by_name, form, content)
-        made = Grammar(plan.mask, plan.report, checks=checks, source=tools["functions"])
+        made = Grammar(plan.mask, plan.report, checks=checks, source=tools["functions"], controls=form.controls)
     elif "schema" in arguments:
         schema = read_schema(arguments["schema"])
         validators = Validators(checked(schema), arguments.get("registry"), arguments.get("formats") != "annotate")

@@ -23,7 +23,7 @@ from gnomon.grammar.cost import kept_mass
 from gnomon.grammar.faithful import MOST_ATTEMPTS, Attempts
 from gnomon.grammar.grammar import Grammar, spell
 from gnomon.grammar.options import GrammarOptions
-from gnomon.grammar.vocabulary import Vocabulary, vocabulary_of
+from gnomon.grammar.vocabulary import Vocabulary
 from gnomon.stages import Ruling, StageContext
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class GrammarStage:
     ) -> None:
         self.grammar = grammar
         self.vocabulary = vocabulary
+        self.shown = vocabulary.shown
         self.options = options
         self.max_tokens = max_tokens
         self.temperature = temperature
@@ -333,7 +334,7 @@ def build(options: GrammarOptions, context: StageContext) -> GrammarStage:
         )
     return GrammarStage(
         grammar,
-        vocabulary_of(context.tokenizer),
+        grammar.vocabulary(context.tokenizer),
         options,
         max_tokens=context.max_tokens,
         temperature=context.temperature,

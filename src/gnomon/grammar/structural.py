@@ -19,7 +19,7 @@ from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.build import compile_schema
-from gnomon.grammar.schema.patterns import for_mask
+from gnomon.grammar.schema.patterns import escaped, for_mask
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import Vocabulary, byte_vocabulary
 
@@ -250,7 +250,7 @@ class _Rules:
 
     def _free(self, without: Sequence[str]) -> str:
         """A terminal's body: any text that holds none of these."""
-        return ANY + "".join(f" & ~/(.|\\n)*{_escaped(text)}(.|\\n)*/" for text in without)
+        return ANY + "".join(f" & ~/(.|\\n)*{escaped(text)}(.|\\n)*/" for text in without)
 
 
 KINDS = (
@@ -269,11 +269,6 @@ KINDS = (
     "triggered_tags",
     "tags_with_separator",
 )
-
-
-def _escaped(text: str) -> str:
-    """A text as a pattern that matches it."""
-    return "".join(f"\\x{{{ord(letter):x}}}" if not letter.isalnum() else letter for letter in text)
 
 
 def _quoted(text: str) -> list[str]:

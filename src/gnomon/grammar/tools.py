@@ -1,9 +1,7 @@
 """Tool calls as a grammar: functions and their schemas in, a Grammar whose texts are free text, calls, or both.
 
 A custom tool takes text in place of arguments: any, of a pattern, or of a Lark grammar.
-Knows how two families of models write calls: "hermes" (`<tool_call>` around a JSON object; Qwen, Hermes, and every
-model that has no way of its own) and "llama3" (one JSON object with "parameters"). `CallReader` takes such a text apart
-again, as it comes. Knows nothing of HTTP.
+How a model writes calls, and how they are read again, is in `calls.py`. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -14,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gnomon.errors import GrammarError
+from gnomon.grammar.calls import Call, CallForm, CallReader
 from gnomon.grammar.compiling import compile as compile_grammar
 from gnomon.grammar.grammar import Grammar
 from gnomon.grammar.matcher import Matcher
 from gnomon.grammar.report import Report
 from gnomon.grammar.schema.build import Compiled, compile_schema
-from gnomon.grammar.schema.patterns import for_mask
+from gnomon.grammar.schema.patterns import escaped, for_mask
 from gnomon.grammar.schema.reading import load
 from gnomon.grammar.schema.validators import Validators
 from gnomon.grammar.vocabulary import byte_vocabulary
@@ -28,55 +27,6 @@ Choice = Literal["auto", "required"]
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """JSON as the templates' own examples write it."""
-
-
-@dataclass(frozen=True)
-class CallForm:
-    """How a model writes a call. head: up to the arguments, {name} in its place; marker: what no free text may hold."""
-
-    name: str
-    head: str
-    tail: str
-    marker: str
-    several: bool
-    custom_head: str = ""
-    custom_tail: str = ""
-    """Around the text of a custom tool; "": this form has none."""
-
-    def custom_opening(self, tool: str) -> str:
-        return self.custom_head.replace("{name}", json.dumps(tool, ensure_ascii=False))
-
-    def opening(self, function: str) -> str:
-        return self.head.replace("{name}", json.dumps(function, ensure_ascii=False))
-
-
-HERMES = CallForm(
-    "hermes",
-    '<tool_call>\n{"name": {name}, "arguments": ',
-    "}\n</tool_call>",
-    marker="<tool_call>",
-    several=True,
-    custom_head='<tool_call>\n{"name": {name}}\n',
-    custom_tail="\n</tool_call>",
-)
-LLAMA3 = CallForm("llama3", '{"name": {name}, "parameters": ', "}", marker='{"name"', several=False)
-FORMS = {form.name: form for form in (HERMES, LLAMA3)}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call, arguments (a custom tool's text) as the model wrote them."""
-
-    name: str
-    arguments: str
-    custom: bool = False
-
-
-def form_of(template: str) -> CallForm:
-    """The form that a chat template teaches its model; "hermes" when it teaches none."""
-    if "<tool_call>" not in template and '"parameters"' in template and "tools" in template:
-        return LLAMA3
-    return HERMES
 
 
 def tool_grammar(
@@ -108,7 +58,8 @@ def tool_grammar(
     Matcher(byte_vocabulary(), mask)
     takes = {name: one.grammar if isinstance(one, Custom) else one.validators for name, one in compiled.items()}
     checks = CallChecks(takes, form, said.validators if said else None)
-    return Grammar(mask, Report("tools"), checks=checks, source=[dict(tool) for tool in tools])
+    source = [dict(tool) for tool in tools]
+    return Grammar(mask, Report("tools"), checks=checks, source=source, controls=form.controls)
 
 
 @dataclass(frozen=True)
@@ -124,7 +75,7 @@ def custom_tool(place: int, given: Any, form: CallForm) -> Custom:
     """given: OpenAI's `format`: {"type": "text"}, or {"type": "grammar", "grammar": {"syntax", "definition"}}."""
     where = f"tools[{place}].custom.format"
     if not form.custom_head:
-        raise GrammarError("This model writes a call as a bare JSON object: it has no custom tools.", param=where)
+        raise GrammarError("This model writes calls with JSON arguments alone: it has no custom tools.", param=where)
     kind = given.get("type", "text") if isinstance(given, Mapping) else None
     if kind == "text":
         return Custom(None)
@@ -169,7 +120,8 @@ def _lark(
     compiled: Mapping[str, Compiled | Custom], form: CallForm, choice: Choice, several: bool, content: Compiled | None
 ) -> str:
     lines = []
-    calls = "call (NEWLINE call)*" if several else "call"
+    more = f" ({_literal(form.between)} call)*" if several else ""
+    calls = "call" + more
     if choice == "required":
         lines.append(f"start: {calls}")
     elif content is not None:
@@ -180,18 +132,16 @@ def _lark(
         lines.append(f"start: {calls} | PLAIN")
         lines.append("PLAIN: /[^{\\s](.|\\n)*/")
     else:
-        rest = "(NEWLINE call)*" if several else ""
-        lines.append(f"start: PLAIN | opened {rest}")
-        lines.append(f"PLAIN: ANY & ~/(.|\\n)*{form.marker}(.|\\n)*/")
+        lines.append(f"start: PLAIN | opened{more}")
+        lines.append(f"PLAIN: ANY & ~/(.|\\n)*{escaped(form.marker)}(.|\\n)*/")
         lines.append("opened: " + " | ".join(f"opened_{place}" for place in range(len(compiled))))
         lines.append(f"trigger[lazy]: ANY {json.dumps(form.marker)}")
     lines.append("ANY: /(.|\\n)*/")
-    lines.append('NEWLINE: "\\n"')
     lines.append("call: " + " | ".join(f"call_{place}" for place in range(len(compiled))))
     for place, (name, one) in enumerate(compiled.items()):
         custom = isinstance(one, Custom)
         opening = form.custom_opening(name) if custom else form.opening(name)
-        tail = "" if custom else json.dumps(form.tail)
+        tail = "" if custom else _literal(form.tail)
         lines.append(f"call_{place}: {json.dumps(opening)} arguments_{place} {tail}")
         if choice == "auto" and content is None and not form.marker.startswith("{"):
             after = json.dumps(opening.removeprefix(form.marker))
@@ -202,6 +152,10 @@ def _lark(
         schema = one.lowered if isinstance(one.lowered, dict) else {"type": "object"}
         lines.append(f"arguments_{place}: %json {json.dumps({**schema, 'x-guidance': SPACED})}")
     return "%llguidance {}\n" + "\n".join(lines) + "\n"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text) if text else ""
 
 
 def _custom_lines(place: int, one: Custom, form: CallForm) -> list[str]:
@@ -231,7 +185,7 @@ class CallChecks:
     def read(self, place: int, text: bytes) -> int | None:
         """place: calls that were judged."""
         recent = text[-len(self.form.tail) - 64 :]
-        ends = [tail.encode() for tail in (self.form.tail, self.form.custom_tail) if tail]
+        ends = [tail.encode() for tail in (self.form.tail or "}", self.form.custom_tail) if tail]
         if not any(end in recent for end in ends):
             return place
         calls = self._calls(text)
@@ -265,118 +219,3 @@ class CallChecks:
             return judge.accepts(load(call.arguments))
         except (ValueError, RecursionError):
             return False
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a stretch of text was. kind: "content", "call" (text is the name) or "arguments"; index: which call."""
-
-    kind: Literal["content", "call", "arguments"]
-    text: str
-    index: int = 0
-    custom: bool = False
-
-
-class CallReader:
-    """Takes a text of a tool grammar apart as it comes. `calls`: those that are complete."""
-
-    def __init__(self, form: CallForm) -> None:
-        self.form = form
-        self.calls: list[Call] = []
-        self.opened = 0
-        self._held = ""
-        self._name: str | None = None
-        self._arguments = ""
-        self._before, _, self._after = form.head.partition("{name}")
-        self._custom = False
-
-    def push(self, text: str) -> list[Piece]:
-        self._held += text
-        pieces: list[Piece] = []
-        while (piece := self._next()) is not None:
-            if piece.text:
-                pieces.append(piece)
-        return pieces
-
-    def finish(self) -> list[Piece]:
-        """The text is over: what was held because it might have begun a call is content."""
-        held, self._held = self._held, ""
-        if not held:
-            return []
-        return (
-            [Piece("content", held)]
-            if self._name is None
-            else [Piece("arguments", held, self.opened - 1, self._custom)]
-        )
-
-    def _next(self) -> Piece | None:
-        return self._in_content() if self._name is None else self._in_arguments()
-
-    def _in_content(self) -> Piece | None:
-        """Up to the next call's head; between two calls a line break is nothing."""
-        if self.calls and self._held.startswith("\n"):
-            self._held = self._held[1:]
-        start = self._held.find(self._before)
-        if start > 0:
-            return self._take_content(start)
-        if start == 0:
-            return self._opened()
-        safe = len(self._held) - _overlap(self._held, self._before)
-        return self._take_content(safe) if safe > 0 else None
-
-    def _opened(self) -> Piece | None:
-        """The name, once it is certain what follows it."""
-        try:
-            name, end = json.JSONDecoder().raw_decode(self._held, len(self._before))
-        except ValueError:
-            return None
-        customs = self.form.custom_head.partition("{name}")[2]
-        for after, custom in ((self._after, False), (customs, True)):
-            if after and self._held.startswith(after, end):
-                self._name, self._custom = str(name), custom
-                self._held = self._held[end + len(after) :]
-                self.opened += 1
-                return Piece("call", self._name, self.opened - 1, custom)
-        return None
-
-    @property
-    def _tail(self) -> str:
-        return self.form.custom_tail if self._custom else self.form.tail
-
-    def _take_content(self, count: int) -> Piece:
-        text, self._held = self._held[:count], self._held[count:]
-        return Piece("content", text)
-
-    def _in_arguments(self) -> Piece | None:
-        """Up to the call's tail. Compact JSON has no line break, so a tail with one is never part of it."""
-        end = self._end_of_arguments()
-        if end is None:
-            safe = len(self._held) - _overlap(self._held, self._tail)
-            if safe <= 0 or len(self._tail) == 1:
-                return None
-            return self._take_arguments(safe)
-        piece = self._take_arguments(end)
-        self._held = self._held[len(self._tail) :]
-        self.calls.append(Call(self._name or "", self._arguments, self._custom))
-        self._name, self._arguments = None, ""
-        return piece
-
-    def _end_of_arguments(self) -> int | None:
-        if len(self._tail) > 1:
-            found = self._held.find(self._tail)
-            return found if found >= 0 else None
-        try:
-            _, end = json.JSONDecoder().raw_decode(self._held)
-        except ValueError:
-            return None
-        return end if self._held[end : end + 1] == self._tail else None
-
-    def _take_arguments(self, count: int) -> Piece:
-        text, self._held = self._held[:count], self._held[count:]
-        self._arguments += text
-        return Piece("arguments", text, self.opened - 1, self._custom)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How much of the text's end may be the beginning of a mark."""
-    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:size])), 0)

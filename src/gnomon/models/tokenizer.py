@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,11 +117,11 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.push, ids)) + detokenizer.finish()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        """A fresh incremental decoder."""
+    def detokenizer(self, *, skip_special_tokens: bool = True, shown: Collection[int] = ()) -> IncrementalDetokenizer:
+        """A fresh incremental decoder. shown: control tokens whose text is not skipped."""
         return IncrementalDetokenizer(
             self.token_bytes,
-            self.special_ids if skip_special_tokens else frozenset(),
+            self.special_ids.difference(shown) if skip_special_tokens else frozenset(),
             strip_first_space=self.strip_first_space,
         )
 
@@ -151,6 +151,11 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """A token for display."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def ids_of_controls(self, texts: Sequence[str]) -> dict[str, int]:
+        """Those of these texts that are control tokens, with their ids."""
+        found = {text: self.backend.token_to_id(text) for text in texts}
+        return {text: token for text, token in found.items() if token is not None and token in self.special_ids}
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self.special_ids

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gnomon.errors import GrammarError, UsageError
+from gnomon.grammar.calls import HERMES, CallForm, CallReader, Piece, form_of
 from gnomon.grammar.options import GrammarOptions
-from gnomon.grammar.tools import FORMS, NO_PARAMETERS, CallForm, CallReader, Piece, form_of
+from gnomon.grammar.tools import NO_PARAMETERS
 from gnomon.model import Model
 from gnomon.serve.strict import Profile, strict_fault
 from gnomon.serve.structured import SchemaRefused
@@ -150,10 +151,14 @@ def told(
         return messages, variables
     if "tools" in model.template.source:
         tools = [{"type": "function", "function": _told(tool)} for tool in use.tools] if use else None
-        return [_with_objects(message) for message in messages], {**variables, **({"tools": tools} if tools else {})}
-    plain = [_as_plain(message) for message in messages]
+        rendered = [_with_objects(message) for message in messages]
+        if form_for(model).controls:
+            rendered = [_with_short_ids(message) for message in rendered]
+        return rendered, {**variables, **({"tools": tools} if tools else {})}
+    form = form_for(model)
+    plain = _joined([_as_plain(message, form) for message in messages])
     if use is not None and use.choice != "none":
-        words = _instructions(use.tools)
+        words = _instructions(use.tools, form)
         if plain and plain[0].get("role") in ("system", "developer") and isinstance(plain[0].get("content"), str):
             plain[0] = {**plain[0], "content": f"{plain[0]['content']}\n\n{words}"}
         else:
@@ -161,8 +166,7 @@ def told(
     return plain, variables
 
 
-def _instructions(tools: Sequence[Mapping[str, Any]]) -> str:
-    form = FORMS["hermes"]
+def _instructions(tools: Sequence[Mapping[str, Any]], form: CallForm) -> str:
     listed = "\n".join(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
     example = form.opening("NAME") + '{"KEY": VALUE}' + form.tail
     words = f"You can call these functions:\n{listed}\nTo call one, write exactly this and nothing after it:\n{example}"
@@ -175,7 +179,7 @@ def _told(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A custom tool for a template that knows functions alone."""
     if "custom" not in tool:
         return dict(tool)
-    form = FORMS["hermes"]
+    form = HERMES  # custom tools are known in this form alone
     how = f"{tool['description']} Takes text, not JSON: {form.custom_opening(tool['name'])}TEXT{form.custom_tail}"
     return {"name": tool["name"], "description": how.strip(), "parameters": NO_PARAMETERS}
 
@@ -202,14 +206,41 @@ def _parsed(function: Mapping[str, Any]) -> dict[str, Any]:
         return dict(function)
 
 
-def _as_plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls and their results as text, for a template that knows neither."""
+def _with_short_ids(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Mistral's templates take ids of nine letters or digits alone."""
+    made = dict(message)
+    if isinstance(made.get("tool_call_id"), str):
+        made["tool_call_id"] = _short(made["tool_call_id"])
+    if isinstance(calls := made.get("tool_calls"), list):
+        made["tool_calls"] = [{**call, "id": _short(str(call.get("id")))} for call in calls]
+    return made
+
+
+def _short(identity: str) -> str:
+    fits = len(identity) == 9 and identity.isalnum()
+    return identity if fits else hashlib.sha256(identity.encode()).hexdigest()[:9]
+
+
+def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results that follow one another as one message: many templates want roles in turn."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        told = message.pop("result", False)
+        if told and made and made[-1]["result"]:
+            made[-1]["content"] += "\n" + message["content"]
+        else:
+            made.append({**message, "result": told})
+    return [{key: value for key, value in message.items() if key != "result"} for message in made]
+
+
+def _as_plain(message: Mapping[str, Any], form: CallForm) -> dict[str, Any]:
+    """Calls and their results as text, for a template that knows neither. A key "result" marks the latter."""
     if message.get("role") in ("tool", "function"):
-        return {"role": "user", "content": f"<tool_response>\n{message.get('content')}\n</tool_response>"}
+        content = f"<tool_response>\n{message.get('content')}\n</tool_response>"
+        return {"role": "user", "content": content, "result": True}
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return dict(message)
-    form = FORMS["hermes"]
     written = [_written(call, form) for call in calls if isinstance(call, Mapping)]
     content = message.get("content") or ""
     return {"role": message.get("role"), "content": "\n".join([*([str(content)] if content else []), *written])}

@@ -31,6 +31,11 @@ def for_mask(pattern: object, *, whole: bool = False) -> str | None:
         return plain_expression(pattern, whole=whole)
 
 
+def escaped(text: str) -> str:
+    """A text as a pattern of the engine's dialect that matches it alone."""
+    return "".join(letter if letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)
+
+
 def whole(pattern: str) -> str | None:
     """An unanchored pattern of the engine's dialect as one that matches whole texts; None where it branches."""
     inner = re.sub(r"\\.|\[[^\]]*\]|\([^()]*\)", "", pattern)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnomon.grammar.schema.bounds import escape
+from gnomon.grammar.schema.patterns import escaped
 
 MOST_KEYS = 60
 _SILENT = frozenset(["$defs", "definitions", "$schema", "$id", "id", "$anchor"])
@@ -111,7 +112,7 @@ class _Rules:
         values = [self.value(properties.get(name, rest), f"{path}/properties/{escape(name)}") for name in names]
         others = None if rest is False else self.value(rest, f"{path}/additionalProperties")
         if others is not None:
-            known = "|".join(_pattern(json.dumps(name, ensure_ascii=False)[1:-1]) for name in names)
+            known = "|".join(escaped(json.dumps(name, ensure_ascii=False)[1:-1]) for name in names)
             known = f' & ~/"({known})"/' if known else ""
             self.lines.append(f"OTHER_{number}: {_TEXT}{known}")
         first = self._members(f"first_{number}", f"more_{number}", names, values, others, required, number, "")
@@ -188,7 +189,3 @@ def has_order(node: Any) -> bool:
             return True
         return any(has_order(value) for key, value in node.items() if key not in _SILENT)
     return isinstance(node, list) and any(map(has_order, node))
-
-
-def _pattern(text: str) -> str:
-    return "".join(letter if letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)
