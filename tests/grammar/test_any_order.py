@@ -68,6 +68,7 @@ def test_open_objects_take_other_keys_anywhere_but_none_twice() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["b"]}
     grammar = compile(schema, any_order=True, whitespace="flexible")
     assert writes(grammar, '{"b":"","zz":[1], "a":1}') and writes(grammar, '{ "a": 1,\n"b":"q" }')
+    assert grammar.shortest() == '{"b":""}'
     assert not writes(grammar, '{"zz":1,"a":"x","b":""}') and not writes(grammar, '{"zz":1,"zz":2,"b":""}')
 
 

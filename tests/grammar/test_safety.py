@@ -183,3 +183,19 @@ def test_a_large_grammar_is_compiled_in_a_process_that_can_be_ended(monkeypatch:
     finally:
         cache.own_worker().close()
         cache.own_worker.cache_clear()
+
+
+@pytest.mark.parametrize("pattern", ["((a{1,100}){1,100}){1,100}", "((((a?){30}){30}){30}){30}"])
+def test_repetitions_within_repetitions_end_in_bounded_time_here_too(pattern: str) -> None:
+    """The automaton that shows the way to an end is given up before it grows; the mask engine has bounds of its own."""
+    started = time.monotonic()
+    assert compile(regex=pattern).accepts("a")
+    with pytest.raises(GrammarError, match="pattern"):
+        compile({"type": "string", "pattern": f"^{pattern}$"})
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_has_not_are_refused_with_their_place(value: float) -> None:
+    with pytest.raises(GrammarError, match="#/properties/a/const"):
+        compile({"properties": {"a": {"const": value}}})

@@ -11,7 +11,7 @@ import typer
 from gnomon.cli import common
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-SOURCE = typer.Argument(metavar="FILE", help="A schema (.json), a grammar (.lark, .gbnf) or choices (.txt).")
+SOURCE = typer.Argument(metavar="FILE", help="A schema (.json), a grammar (.lark, .gbnf, .ebnf) or choices (.txt).")
 
 
 @app.callback()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from gnomon.errors import GrammarError
@@ -48,6 +49,8 @@ class _Walk:
 
     def copy(self, value: Any, depth: int) -> Any:
         kind = type(value)
+        if isinstance(value, float) and not isfinite(value):
+            raise self._refused(f"The value at {self._path()} is {value}, which JSON has not.")
         if kind in _LEAVES:
             return value
         if depth > MOST_DEPTH:
@@ -72,7 +75,7 @@ class _Walk:
             kind = type(item)
             if kind is str:
                 size += len(item)
-            elif kind not in _LEAVES:
+            elif kind not in _LEAVES or (kind is float and not isfinite(item)):
                 self.steps.append(key)
                 item = self.copy(item, depth)
                 self.steps.pop()
@@ -88,7 +91,7 @@ class _Walk:
             kind = type(item)
             if kind is str:
                 size += len(item)
-            elif kind not in _LEAVES:
+            elif kind not in _LEAVES or (kind is float and not isfinite(item)):
                 self.steps.append(str(place))
                 item = self.copy(item, depth)
                 self.steps.pop()

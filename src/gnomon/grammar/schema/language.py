@@ -19,6 +19,10 @@ Ranges = tuple[tuple[int, int], ...]
 MOST_STATES = 400
 MOST_LETTERS = 40
 MOST_TEXT = 20_000
+MOST_WEIGHT = 20_000
+"""Parts of one term: repetitions in repetitions multiply."""
+MOST_WORK = 1_000_000
+"""Parts of all states of one automaton together."""
 EPSILON: Term = ("eps",)
 NOTHING: Term = ("set", ())
 SCALARS: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))
@@ -118,7 +122,8 @@ def star(term: Term) -> Term:
 
 def repeated(term: Term, least: int, most: int | None) -> Term:
     """term{least,most}; most None: without end. Raises TooLarge."""
-    if least > MOST_STATES or (most or 0) > MOST_STATES:
+    times = max(least, most or 0)
+    if times > MOST_STATES or times * weight(term) > MOST_WEIGHT:
         raise TooLarge
     made = star(term) if most is None else EPSILON
     for _ in range((most or least) - least):
@@ -126,6 +131,15 @@ def repeated(term: Term, least: int, most: int | None) -> Term:
     for _ in range(least):
         made = cat(term, made)
     return made
+
+
+@lru_cache(maxsize=50_000)
+def weight(term: Term) -> int:
+    """How many parts a term has."""
+    kind = term[0]
+    if kind in ("eps", "set"):
+        return 1
+    return 1 + sum(map(weight, term[1] if kind in ("alt", "and") else term[1:]))
 
 
 @lru_cache(maxsize=50_000)
@@ -178,6 +192,7 @@ def automaton(term: Term) -> Automaton:
     """Raises TooLarge."""
     alphabet = _classes(term)
     numbers, order, steps = {term: 0}, [term], list[dict[int, list[tuple[int, int]]]]()
+    work = 0
     for state in order:
         row: dict[int, list[tuple[int, int]]] = {}
         for points in alphabet:
@@ -185,7 +200,8 @@ def automaton(term: Term) -> Automaton:
             if following == NOTHING:
                 continue
             if following not in numbers:
-                if len(order) >= MOST_STATES:
+                work += weight(following)
+                if len(order) >= MOST_STATES or work > MOST_WORK:
                     raise TooLarge
                 numbers[following] = len(order)
                 order.append(following)

@@ -34,7 +34,11 @@ MOST_BRANCHES = 24
 
 
 def suggestions(reading: Reading, text: bytes) -> Iterator[bytes]:
-    """Ways to complete the value that is due, or the string that is open."""
+    """Ways to complete the value or key that is due, or the string that is open."""
+    opened_key = reading.mode == "key" and reading.length == reading.start + 1
+    if reading.frame is not None and (opened_key or (reading.mode == "name" and not reading.frame.is_array)):
+        for name in _missing(reading):
+            yield json.dumps(name, ensure_ascii=False).encode()[opened_key:]
     if reading.mode == "string":
         for automaton in _automata(reading.validators, reading.due()):
             rest = rest_of(automaton, _content(text[reading.start :]))
@@ -45,6 +49,16 @@ def suggestions(reading: Reading, text: bytes) -> Iterator[bytes]:
         for value in _values(reading.validators, reading.due()):
             if isinstance(value, str) or not opened:
                 yield json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()[opened:]
+
+
+def _missing(reading: Reading) -> list[str]:
+    """Required keys that the open object has not yet."""
+    frame = reading.frame
+    assert frame is not None
+    schemas = [reading.validators.at(pointer) for pointer in sorted(frame.here)]
+    required = [schema.get("required") for schema in schemas]
+    wanted = [name for names in required if isinstance(names, list) for name in names if isinstance(name, str)]
+    return [name for name in dict.fromkeys(wanted) if name not in frame.names][:MOST]
 
 
 def rest_of(automaton: Automaton, content: str | None) -> str | None:

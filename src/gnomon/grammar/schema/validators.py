@@ -208,7 +208,9 @@ def _explained(error: Exception | None, schema: Any) -> GrammarError:
         )
     if isinstance(error, jsonschema_rs.ValidationError):
         place = "#" + "".join(f"/{escape(str(step))}" for step in error.instance_path)
-        return GrammarError(f"The schema is wrong at {place}: {error.message[:300]}", param="schema")
+        too_large = "Or one that grows too large: repetitions within repetitions multiply."
+        hint = too_large if place.endswith("/pattern") and isinstance(error.instance, str) else None
+        return GrammarError(f"The schema is wrong at {place}: {error.message[:300]}", hint=hint, param="schema")
     return GrammarError(f"The schema cannot be used: {message[:300]}", param="schema")
 
 
