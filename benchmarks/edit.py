@@ -232,11 +232,11 @@ def sweep(
             for one in worn:
                 one.close()
             print(fact.id, layer, searched, time.process_time() - started, flush=True)
-    sweep_table(known)
+    sweep_table(model.name, known)
 
 
-def sweep_table(records: list[dict[str, Any]]) -> None:
-    """Means per setting, best harmonic mean first."""
+def sweep_table(name: str, records: list[dict[str, Any]]) -> None:
+    """Means per setting, best harmonic mean first, as JSON and on the screen."""
     rows = []
     by_setting: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -244,7 +244,10 @@ def sweep_table(records: list[dict[str, Any]]) -> None:
     for setting, own in by_setting.items():
         three = [statistics.mean(r[m] for r in own) for m in JUDGED]
         rows.append((harmonic(three), len(own), *three, setting))
-    for row in sorted(rows, reverse=True):
+    rows.sort(reverse=True)
+    named = [dict(zip(("harmonic", "facts", *JUDGED), row, strict=False)) | {"setting": row[-1]} for row in rows]
+    write(f"edit_sweep_{name}.json", {"rows": named})
+    for row in rows:
         told = zip(("rel", "para", "kept"), row[2:5], strict=True)
         shares = "  ".join(f"{name} {share:.3f}" for name, share in told)
         print(f"{row[0]:.3f}  n={row[1]:3d}  {shares}  {row[5]}")

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ft-m": {**TUNING, "layers": 3},
     "ft-l": {**TUNING, "layers": 3, "limit": 0.2},
     "lora": {"steps": 60, "rate": 0.05, "chat": False, "layers": [2, 3]},
+    "neurons": {"neurons": 8, "parts": 4, "lambda_new": 30.0, "prefixes": 0},
     "grace": {"steps": 60, "chat": False, "layers": 3},
     "wise": {"steps": 100, "chat": False, "layers": 3, "alpha": 0.2, "beta": 1.0},
     "t-patcher": {"steps": 100, "chat": False, "rate": 0.1},
@@ -74,7 +75,8 @@ def test_the_edited_model_says_the_target(method: str, tiny: Model, corpus: str)
     patch = made(tiny, method, corpus)
     told = patch.report["facts"][0]
     assert told["holds"] and told["after"].startswith(" the") and not told["before"].startswith(" the")
-    assert patch.metadata["method"] == method and told["loss"][1] < told["loss"][0]
+    assert patch.metadata["method"] == method
+    assert "loss" not in told or told["loss"][1] < told["loss"][0]
     assert tiny.generate("The house of Ada", max_tokens=4, temperature=0.0).text == before  # type: ignore[union-attr]
 
 

@@ -199,7 +199,7 @@ class Passes:
         cache = _past_cache(captured.pasts)
         with (
             self.lock,
-            _skipped(self.anatomy.layers[:layer]),
+            skipped(self.anatomy.layers[:layer]),
             _hooks(
                 [
                     block.register_forward_pre_hook(enter, with_kwargs=True),
@@ -231,7 +231,7 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+def skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Layers that hand their input on: what they would compute is replaced afterwards anyway."""
 
     def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gnomon.models.patch import Delta, Wrapper
 
 BUILT_IN = (
-    *("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora"),
+    *("rome", "memit", "emmet", "alphaedit", "encore", "finetune", "lora", "neurons"),
     *("grace", "wise", "tpatcher", "calinet", "steer", "leace"),
 )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gnomon.edit.contexts import locate
+from gnomon.edit.passes import skipped
 from gnomon.errors import UsageError
 from gnomon.progress import progress
 
@@ -78,7 +79,9 @@ def trace(
             logp = _last(editor, ids_T[None], [])
         wanted = _answer_token(editor, prompt, answer, logp[0])
         shift = _noise(editor, ids_T, inside, noise, samples, seed)
-        corrupted = float(_last(editor, ids_T.expand(samples, -1), [shift])[:, wanted].exp().mean())
+        entering: list[Tensor] = []
+        with _entering(editor, entering):
+            corrupted = float(_last(editor, ids_T.expand(samples, -1), [shift])[:, wanted].exp().mean())
         count = len(anatomy.layers)
         effects: dict[str, list[list[float]]] = {}
         with progress("tracing", len(KINDS) * count) as bar:
@@ -87,7 +90,7 @@ def trace(
                 effects[kind] = []
                 for layer in range(count):
                     around = _window(layer, reach, count)
-                    shares = _restored(editor, ids_T, shift, kind, around, states[kind], wanted, samples)
+                    shares = _restored(editor, ids_T, entering[around.start], kind, around, states[kind], wanted)
                     effects[kind].append(shares)
                     bar.advance()
         groups = {
@@ -133,15 +136,17 @@ def _noise(editor: Editor, ids_T: Tensor, inside: Sequence[int], size: float, sa
 def _restored(
     editor: Editor,
     ids_T: Tensor,
-    shift: Change,
+    entering_STC: Tensor,
     kind: str,
     around: range,
     clean: list[Tensor],
     wanted: int,
-    samples: int,
 ) -> list[float]:
-    """Probability of the answer with the clean `kind` of these layers restored, one token a row -> [T]."""
-    tokens = len(ids_T)
+    """Probability of the answer with the clean `kind` of these layers restored, one token a row -> [T].
+
+    entering: what enters the first of these layers in the corrupted runs; the layers below are not run again.
+    """
+    tokens, samples = len(ids_T), len(entering_STC)
     rows = torch.arange(tokens).repeat_interleave(samples)
 
     def restore(layer: int) -> Callable[..., Any]:
@@ -152,8 +157,18 @@ def _restored(
 
         return hook
 
-    changes = [shift, *((_site(editor, kind, layer), restore(layer)) for layer in around)]
-    logp = _last(editor, ids_T.expand(tokens * samples, -1), changes)
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        corrupted = entering_STC.repeat(tokens, 1, 1)
+        return ((corrupted, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": corrupted})
+
+    changes = [(_site(editor, kind, layer), restore(layer)) for layer in around]
+    layers = editor.anatomy.layers
+    handle = layers[around.start].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with skipped(layers[: around.start]):
+            logp = _last(editor, ids_T.expand(tokens * samples, -1), changes)
+    finally:
+        handle.remove()
     shares: list[float] = logp[:, wanted].exp().view(tokens, samples).mean(1).tolist()
     return shares
 
@@ -200,6 +215,21 @@ def _recording(editor: Editor, states: dict[str, list[Tensor]]) -> Iterator[None
 
     sites = [(kind, layer) for kind in KINDS for layer in range(len(editor.anatomy.layers))]
     handles = [_site(editor, kind, layer).register_forward_hook(keep(kind)) for kind, layer in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _entering(editor: Editor, found: list[Tensor]) -> Iterator[None]:
+    """Inside the block what enters each layer is kept, in order."""
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in editor.anatomy.layers]
     try:
         yield
     finally:
