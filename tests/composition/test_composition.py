@@ -21,6 +21,7 @@ from gnomon.errors import Conflict, UnsupportedModel
 from gnomon.generation import Generation
 from gnomon.merge import merge
 from gnomon.model import Model
+from gnomon.models.checkpoint import Checkpoint
 from gnomon.models.patch import Patch
 from gnomon.models.reference import open_checkpoint
 from helpers.patches import random_patch, random_wrappers
@@ -81,7 +82,10 @@ def patch(tiny_dir: Path) -> Patch:
 
 @pytest.fixture(scope="module")
 def wrapped(tiny_dir: Path) -> Patch:
-    checkpoint = open_checkpoint(tiny_dir)
+    return _wrapped(open_checkpoint(tiny_dir))
+
+
+def _wrapped(checkpoint: Checkpoint) -> Patch:
     return Patch({}, checkpoint.identity, wrappers=random_wrappers(checkpoint.config, 1))
 
 
@@ -197,7 +201,7 @@ def test_the_table_names_every_installed_capability(tiny: Model) -> None:
 
 @pytest.fixture(scope="module")
 def merges(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, Model]]:
-    """One merge twice: as its file, and as the directory that is written of it. Each with its own patch `shift`."""
+    """One merge twice: as its file, and as the directory that is written of it. Each with patches of its own."""
     folder = tmp_path_factory.mktemp("merge")
     other = write_tiny_model(folder / "other", seed=5)
     entries = [{"model": str(path), "parameters": {"weight": weight}} for path, weight in ((tiny_dir, 3), (other, 1))]
@@ -209,6 +213,7 @@ def merges(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ):
         for model in (file, written):
             model.patches.add("shift", random_patch(model.checkpoint, 1))
+            model.patches.add("wrapped", _wrapped(model.checkpoint))
         yield file, written
 
 
