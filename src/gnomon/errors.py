@@ -154,6 +154,7 @@ class LicenseRequired(FetchError):
 class MissingExtra(GnomonError):
     """A capability needs an optional dependency; the message gives the pip command."""
 
+    status = 400  # a request that asks for what this server has not: no fault that goes away when it is sent again
     code = "missing_extra"
 
     def __init__(self, what: str, extra: str) -> None:

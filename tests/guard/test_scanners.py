@@ -268,8 +268,9 @@ def test_names_without_spacy_are_refused_with_the_command() -> None:
     from gnomon.errors import MissingExtra
 
     if find_spec("spacy") is None:
-        with pytest.raises(MissingExtra, match="names"):
+        with pytest.raises(MissingExtra, match="names") as refused:
             get("names").scan("My name is Maria Lopez.")
+        assert refused.value.status == 400  # clients try a 5xx again
     else:
         clean, valid, _ = get("names").scan("My name is Maria Lopez and I met John Smith.")
         assert not valid and clean == "My name is [REDACTED:PERSON] and I met [REDACTED:PERSON]."
