@@ -6,12 +6,11 @@ same with and without Ray.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gnomon.errors import MissingExtra, NotReady
+from gnomon.cluster import import_ray, start_ray
 
 Begin = Callable[[Sequence[Mapping[str, Any]]], list[Callable[[], float]]]
 """Candidates -> what waits for the loss of each."""
@@ -23,21 +22,9 @@ def begun_on_ray(measure: Callable[[Mapping[str, Any]], float], address: str) ->
 
     Raises MissingExtra, and NotReady when Ray does not start.
     """
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("gnomon merge evolve --ray", "cluster") from None
-    started = not ray.is_initialized()
-    if started:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported anywhere
-        settings: dict[str, Any] = {"include_dashboard": False} if address == "local" else {"address": address}
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR", **settings)
-        except Exception as error:
-            raise NotReady(
-                f"Ray did not start: {' '.join(str(error).split())[:200]}",
-                hint="Without --ray the search runs in this process, and finds the same.",
-            ) from None
+    ray = import_ray("gnomon merge evolve --ray")
+    hint = "Without --ray the search runs in this process, and finds the same."
+    started = start_ray(ray, None if address == "local" else address, hint=hint)
 
     def measured(candidate: Mapping[str, Any]) -> float:
         return measure(candidate)

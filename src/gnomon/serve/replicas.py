@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gnomon.errors import MissingExtra, NotReady
+from gnomon.cluster import import_ray, start_ray
+from gnomon.errors import NotReady
 from gnomon.recipe import ServeOptions
 
 log = logging.getLogger("gnomon.serve")
@@ -58,18 +59,9 @@ class RayFleet:
         self._alive: dict[int, str] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported anywhere
-            os.environ.setdefault("RAY_worker_niceness", "0")  # the replicas are the server, not background work
-            settings = {} if address else {"include_dashboard": False, "num_cpus": max(count, os.cpu_count() or 1)}
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **settings)
-            except Exception as error:
-                raise NotReady(
-                    f"Ray did not start: {' '.join(str(error).split())[:200]}",
-                    hint="A busy machine is slow: try again.",
-                ) from None
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the replicas are the server, not background work
+        hint = "A busy machine is slow: try again."
+        self._started_ray = start_ray(ray, address, hint=hint, num_cpus=max(count, os.cpu_count() or 1))
         own = options.model_copy(update={"host": "127.0.0.1", "port": 0, "api_key": self.key, "admin_key": None})
         if address:
             own = own.model_copy(update={"host": "0.0.0.0"})
@@ -160,8 +152,4 @@ class _Replica:
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("--replicas", "cluster") from None
-    return ray
+    return import_ray("--replicas")
